@@ -1,0 +1,1 @@
+"""Helpers behind the notebooks: a small typed module for each idea."""

@@ -1,0 +1,81 @@
+"""Figures: one seaborn theme, PNG with a description in words, sized for a page."""
+
+import base64
+import io
+import struct
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 7.5  # inches, of a page
+RESOLUTION = 144  # dots per inch, shown at 96
+
+
+def theme() -> None:
+    """Set the study's look: white ground, colour-blind safe colours."""
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95)
+    plt.rcParams |= {"figure.constrained_layout.use": True, "axes.titlesize": "medium"}
+
+
+def show(figure: Figure, *, alt: str, caption: str | None = None) -> None:
+    """Display a figure as PNG with its description, and close it.
+
+    Args:
+        figure: at most `WIDTH` inches wide.
+        alt: what the figure shows, in words, for those who do not see it.
+        caption: markdown below the figure; says what intervals and bands are.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=RESOLUTION, metadata={"Software": None})
+    plt.close(figure)
+    content = stream.getvalue()
+    width = round(struct.unpack(">I", content[16:20])[0] * 96 / RESOLUTION)
+    metadata = {"image/png": {"alt": alt, "width": width}}
+    display(
+        {"image/png": base64.b64encode(content).decode(), "text/plain": alt},
+        raw=True,
+        metadata=metadata | ({"caption": caption} if caption else {}),
+    )
+
+
+def gallery(rows: dict[str, np.ndarray], *, columns: int = 10) -> Figure:
+    """Draw rows of pictures.
+
+    Args:
+        rows: title of each row and its images ``[N, H, W]``, of any range, dark is low.
+        columns: pictures a row at most.
+    """
+    size = (WIDTH, WIDTH / (columns + 2) * len(rows) * 1.15)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    for line, (title, images) in zip(axes, rows.items(), strict=True):
+        for number, axis in enumerate(line):
+            axis.axis("off")
+            if number < len(images):
+                axis.imshow(images[number], cmap="gray")
+        label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": "small"}
+        line[0].axis("on")
+        line[0].set(xticks=[], yticks=[], frame_on=False)
+        line[0].set_ylabel(title, **label)
+    return figure
+
+
+def confusion(axis: Axes, counts: np.ndarray, *, title: str) -> None:
+    """Draw a confusion matrix ``[K, K]`` as percent of each true class."""
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+    sns.heatmap(
+        shares, ax=axis, vmin=0, vmax=100, cmap="rocket_r", annot=True, fmt=".0f", cbar=False,
+        square=True, annot_kws={"fontsize": 6}, linewidths=0.3,
+    )  # fmt: skip
+    axis.set(title=title, xlabel="predicted class", ylabel="true class")
+
+
+def spread(axis: Axes, x: Sequence[float], repeats: np.ndarray, *, label: str, **style) -> None:
+    """Draw the mean of repeats ``[R, len(x)]`` as a line and their range as a band."""
+    (line,) = axis.plot(x, np.nanmean(repeats, 0), label=label, **style)
+    low, high = np.nanmin(repeats, 0), np.nanmax(repeats, 0)
+    axis.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
