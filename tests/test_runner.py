@@ -180,7 +180,9 @@ def test_a_terminated_run_leaves_no_process(project: Path) -> None:
     command = [sys.executable, "-m", "unlearnlib.runner", "run", "04_long"]
     environment = os.environ | {"PYTHONPATH": str(LIBRARY)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    waiting = next(line for line in process.stderr if "waiting" in line)
+    assert process.stderr.readline() == "04_long (quick) starts\n"
+    waiting = process.stderr.readline()
+    assert waiting.startswith("  waiting ")
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130

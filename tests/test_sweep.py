@@ -254,6 +254,18 @@ def test_an_interrupt_leaves_whole_files_only(store: Path) -> None:
     torch.load(store / "run-0.pt", weights_only=True)
 
 
+def test_an_interrupt_while_a_file_is_written_leaves_none(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(specs(1), draw, store=store)
+    assert list(store.iterdir()) == []
+
+
 def test_results_are_copies_without_history_or_unseen_storage(store: Path) -> None:
     plain = sweep_module._plain({"w": torch.ones(1000, requires_grad=True)[:2], "n": (1, "a")})
     assert plain["n"] == [1, "a"]

@@ -196,10 +196,15 @@ def distil(
     """Distil the teacher into a fresh student on synthetic images ``[N, C, H, W]`` of bytes.
 
     Each batch is shifted at random and labelled anew by the teacher; images that it then gives to
-    the forget classes are gated out, since they are what leaks.
+    the forget classes are gated out, since they are what leaks. A batch that leaves fewer than two
+    images is skipped.
 
     Returns:
-        the student and its loss before each step.
+        the student and its loss before each step that was taken.
+
+    Raises:
+        ValueError: no batch left two images.
+        FloatingPointError: a loss that is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     teacher, student = (
@@ -229,12 +234,20 @@ def distil(
         with torch.no_grad():
             logits = teacher(x)
         passes = gate(logits, forget_classes, threshold=settings.gate_threshold)
+        if passes.sum() < 2:  # BatchNorm needs two
+            continue
         loss = divergence(logits[passes], student(x[passes]))
         losses.append(finite(loss))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         rate.step()
+    if not losses:
+        raise ValueError(
+            f"no batch with two images of which the teacher gives at most {settings.gate_threshold} "
+            f"to the forget classes {list(forget_classes)}, so there is nothing to distil from; "
+            "synthesise more images, with more steps, or raise gate_threshold"
+        )
     return student, losses
 
 

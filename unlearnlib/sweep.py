@@ -265,7 +265,10 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _seeded(spec: Spec) -> Iterator[None]:
-    """Seed every generator from the spec without its paths, and leave the caller's as they were."""
+    """Seed every generator from the spec without its paths, and leave the caller's as they were.
+
+    On dask draw from torch and numpy only: the threads of a dask worker draw from `random` too.
+    """
     plain = {k: v for k, v in spec.items() if not isinstance(v, Path)}
     seed = int.from_bytes(_digest(plain)[:4])
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -116,9 +116,11 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``validation_accuracy`` on the classes kept, in percent, and ``shape`` of an image.
     """
     dataset = data.load(spec["data"])
+    network = models.build(spec["model"], width=spec["width"])
+    if spec["without"]:
+        classes.check_forget_classes(spec["without"], models.num_classes(network))
     images, labels = classes.without_classes(*data.split(dataset, "train"), spec["without"])
     held, truth = classes.without_classes(*data.split(dataset, "validation"), spec["without"])
-    network = models.build(spec["model"], width=spec["width"])
     keys = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift_pixels", "seed")
     losses = fit(network, images, labels, **{key: spec[key] for key in keys})
     correct = models.predict(network, held).argmax(1) == truth

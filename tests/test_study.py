@@ -1,0 +1,123 @@
+"""The quick profile from end to end, by the commands that a reader types."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = [
+    "original",
+    "retrain",
+    "mm_noise",
+    "mm_noise_repaired",
+    "gkt",
+    "gkt_entropy",
+    "gkt_no_attention",
+    "gkt_prior",
+    "gkt_prior_entropy",
+    "gkt_prior_no_attention",
+    "deep_inversion_100",
+]
+COLUMNS = [
+    "method",
+    "seed",
+    "forget_classes",
+    "width",
+    "train_images",
+    "retain_accuracy",
+    "forget_accuracy",
+    "stop",
+    "seconds",
+]
+
+
+def run(*command: str) -> str:
+    """Run a module of this environment in the repository, with `python` being this interpreter."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment.pop("MNIST_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tables() -> Path:
+    """Bring the quick profile up to date; nothing runs where it already is."""
+    selected = ROOT / "params" / "profiles.yaml"
+    before = selected.read_bytes()
+    try:
+        run("unlearnlib.pipeline", "quick")
+        yield ROOT / "reports" / "quick" / "tables"
+    finally:
+        selected.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def zero_shot(tables: Path) -> pd.DataFrame:
+    return pd.read_csv(tables / "zero_shot.csv", dtype={"forget_classes": str})
+
+
+def test_a_second_run_has_nothing_to_do(tables: Path) -> None:
+    assert "Data and pipelines are up to date" in run("unlearnlib.pipeline", "quick")
+    assert "up to date" in run("dvc", "status")
+
+
+def test_the_table_has_a_row_for_every_method_and_seed(zero_shot: pd.DataFrame) -> None:
+    assert list(zero_shot) == COLUMNS
+    seeds = yaml.safe_load((ROOT / "params/quick.yaml").read_text())["study"]["seeds"]
+    expected = {(method, seed) for method in METHODS for seed in seeds}
+    assert set(zip(zero_shot["method"], zero_shot["seed"], strict=True)) == expected
+    assert len(zero_shot) == len(expected)
+    assert set(zero_shot["forget_classes"]) == {"0"}
+
+
+def test_only_original_and_retrained_models_have_read_images(zero_shot: pd.DataFrame) -> None:
+    read = zero_shot.groupby("method")["train_images"].max()
+    assert read["original"] == 3500
+    assert read["retrain"] == 3150
+    assert (read.drop(["original", "retrain"]) == 0).all()
+
+
+def test_the_study_is_in_working_order_even_when_quick(zero_shot: pd.DataFrame) -> None:
+    mean = zero_shot.groupby("method")[["retain_accuracy", "forget_accuracy"]].mean()
+    assert mean.loc["original"].min() > 90
+    assert mean.loc["retrain", "retain_accuracy"] > 90
+    assert mean.loc["retrain", "forget_accuracy"] == 0
+    # far above the chance of one in nine, and without the forgotten class
+    assert mean.loc["gkt_prior", "retain_accuracy"] > 30
+    assert mean.loc["deep_inversion_100", "retain_accuracy"] > 30
+    assert mean.loc[["gkt_prior", "deep_inversion_100"], "forget_accuracy"].max() < 20
+
+
+def test_the_report_has_a_page_for_every_notebook(tables: Path) -> None:
+    report = tables.parent
+    stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {page.stem for page in (report / "pages").glob("*.html")} == stems
+    assert "MNIST-5k" in (report / "index.html").read_text()
+
+
+def test_what_is_committed_is_what_the_lock_says() -> None:
+    """Hashes of the standard profile's committed outputs against dvc.lock."""
+    import hashlib
+
+    tracked = subprocess.run(
+        ["git", "ls-files", "reports/standard", "runs/standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    outs = {o["path"]: o["md5"] for s in lock.values() for o in s["outs"]}
+    for path in tracked:
+        if path in outs:
+            found = hashlib.md5((ROOT / path).read_bytes(), usedforsecurity=False).hexdigest()
+            assert found == outs[path], f"{path} is not what dvc.lock says; run dvc repro"
