@@ -57,7 +57,7 @@ def inversion_loss(
 
     Means over the batch; equation 2 to 4 of the paper, with norms that are not squared.
     """
-    norms = models.batch_norms(teacher)
+    norms = models.batch_norms(teacher) if settings.statistics_weight else []
     with models.record_inputs(norms) as fed:
         loss = F.cross_entropy(teacher(images), labels)
     loss = loss + settings.statistics_weight * statistics_distance(fed, norms)

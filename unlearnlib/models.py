@@ -6,7 +6,6 @@ through hooks on named layers, BatchNorm layers are found by type.
 """
 
 import io
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,18 +153,33 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: there are none, so the model holds no statistics of its training data.
     """
-    layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    if not layers:
+    if not (layers := tracked_batch_norms(network)):
         raise ValueError(
             f"{type(network).__name__} has no BatchNorm running statistics, which this method "
-            "reads in place of data; set its statistics weight to 0 or use a model with BatchNorm"
+            "reads in place of data; set its statistics weight and prior steps to 0 or use a model "
+            "with BatchNorm"
         )
     return layers
 
 
+def tracked_batch_norms(network: nn.Module) -> list[nn.Module]:
+    """List the layers of `batch_norms`, none for a model without BatchNorm."""
+    return [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+
+
 def activation_layers(network: nn.Module) -> list[str]:
-    """Name the activation modules, in the order of definition: the default attention layers."""
-    return [name for name, module in network.named_modules() if isinstance(module, ACTIVATIONS)]
+    """Name the activation modules, in the order of definition: the default attention layers.
+
+    Raises:
+        ValueError: there are none, so there is nothing to attend to.
+    """
+    layers = [name for name, module in network.named_modules() if isinstance(module, ACTIVATIONS)]
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} has no activation module such as nn.ReLU; set the attention "
+            "weight to 0 or make its activations modules"
+        )
+    return layers
 
 
 @contextmanager
@@ -198,13 +212,17 @@ def record_outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, 
 
 @contextmanager
 def record_inputs(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Record what modules are fed while the context is open, in the order of the calls.
+    """Record what modules are fed while the context is open.
 
     Yields:
-        a list that grows by one tensor a call; empty it between forward passes.
+        what each module was fed in the latest forward pass, in the order of `modules`, whatever
+        the order in which the network calls them.
     """
-    inputs: list[Tensor] = []
-    handles = [m.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for m in modules]
+    inputs: list[Tensor] = [torch.empty(0)] * len(modules)
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, i=i: inputs.__setitem__(i, args[0]))
+        for i, module in enumerate(modules)
+    ]
     try:
         yield inputs
     finally:
@@ -248,9 +266,9 @@ def load(path: Path, **expected: Any) -> nn.Module:
         CheckpointError: missing, unreadable, not a record of a run, or of another architecture.
     """
     packed = load_result(path).get("model")
-    if not isinstance(packed, dict):
+    if not isinstance(packed, dict) or not isinstance(packed.get("architecture"), dict):
         raise CheckpointError(f"{path} holds no model; run the stage that writes it again")
-    found = packed.get("architecture", {})
+    found = packed["architecture"]
     if differing := {k: v for k, v in expected.items() if found.get(k) != v}:
         raise CheckpointError(
             f"{path} holds the architecture {found}, but {differing} was asked for; "
@@ -292,12 +310,15 @@ def load_record(path: Path) -> dict[str, Any]:
         CheckpointError: absent, unreadable, unsafe, or not the record of a run.
     """
     try:
-        record = torch.load(io.BytesIO(Path(path).read_bytes()), weights_only=True)
+        content = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; run the stage that writes it") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    try:
+        record = torch.load(io.BytesIO(content), weights_only=True)
+    except Exception as error:  # foreign bytes make the unpickler fail in any way it can
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is no file of tensors and plain values ({str(error).splitlines()[0]}); "
+            f"{path} is no file of tensors and plain values ({reason}); "
             "delete it and run the stage that writes it"
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("result"), dict):

@@ -111,7 +111,7 @@ def restore_statistics(model: nn.Module, original: nn.Module) -> nn.Module:
     """
     restored = copy.deepcopy(model)
     for layer, source in zip(
-        models.batch_norms(restored), models.batch_norms(original), strict=True
+        models.tracked_batch_norms(restored), models.tracked_batch_norms(original), strict=True
     ):
         layer.running_mean.copy_(source.running_mean)
         layer.running_var.copy_(source.running_var)
@@ -153,7 +153,8 @@ def unlearn(
         rate=settings.repair_rate,
         **tuning,
     )
-    pairs = zip(models.batch_norms(unlearned), models.batch_norms(original), strict=True)
+    layers = (models.tracked_batch_norms(m) for m in (unlearned, original))
+    pairs = zip(*layers, strict=True)
     return {
         "model": unlearned.eval(),
         "restored": restore_statistics(unlearned, original),

@@ -63,7 +63,8 @@ def fit(
         the mean loss of each epoch, in nats.
 
     Raises:
-        ValueError: no images, or a loss that is not finite.
+        ValueError: no images.
+        FloatingPointError: a loss that is not finite.
     """
     if len(images) == 0:
         raise ValueError("no images to train on; forget fewer classes or take a larger data set")
