@@ -209,13 +209,11 @@ class Transfer:
             logits, self.forget_classes, threshold=s.gate_threshold, entropy_limit=s.entropy_limit
         )
         signs = self.observe(images, logits, passes)
-        losses = []
+        loss = math.nan
         if passes.sum() > 1:  # BatchNorm needs two
             kept = images[passes], logits[passes], [m[passes] for m in maps]
-            losses = [self.improve_student(*kept) for _ in range(s.student_steps)]
-        self.history.append(
-            {"disagreement": disagreement, "loss": losses[-1:] or [math.nan], **signs}
-        )
+            loss = [self.improve_student(*kept) for _ in range(s.student_steps)][-1]
+        self.history.append({"disagreement": disagreement, "loss": loss, **signs})
 
     @torch.no_grad()
     def observe(self, images: Tensor, logits: Tensor, passes: Tensor) -> dict[str, Any]:
