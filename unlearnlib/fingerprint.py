@@ -79,8 +79,7 @@ def _source(module_name: str) -> Path | None:
         return origin
     base = origin.parent.joinpath(*inner)
     candidates = [base.with_name(f"{base.name}.py"), base / "__init__.py"]
-    is_package = spec.submodule_search_locations is not None
-    return next((path for path in candidates if is_package and path.is_file()), None)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _imports(module_name: str, source: Path) -> Iterator[str]:

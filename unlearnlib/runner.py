@@ -35,9 +35,12 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
 }
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+# seconds to wait for a kernel that starts or prints while other processes hold the processor
+_PATIENCE = 300
+
 # parameters are checked here, more strictly
 logging.getLogger("papermill").setLevel(logging.ERROR)
-_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookError(RuntimeError):
@@ -110,7 +113,9 @@ def canonical(notebook: NotebookNode, *, outputs: bool = True) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m unlearnlib.runner", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearnlib.runner", description=__doc__.split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="execute a notebook")
     runs.add_argument("stem", help="name of the notebook without suffix, as in 12_gkt")
@@ -221,6 +226,8 @@ def _execute(notebook: NotebookNode, parameters: dict, stem: str, unfinished: Pa
                 kernel_name="python3",
                 kernel_manager_class=_kernel(progress, Path(scratch)),
                 cwd=root(),
+                start_timeout=_PATIENCE,
+                iopub_timeout=_PATIENCE,
                 progress_bar=False,
                 stderr_file=sys.stderr,
             )
@@ -245,7 +252,6 @@ def _kernel(progress: Path, scratch: Path) -> type[AsyncKernelManager]:
         language="python",
         env={
             "PYTHONPATH": os.pathsep.join(search),
-            "UNLEARNLIB_ROOT": str(root()),
             "UNLEARNLIB_PROGRESS": str(progress),
             # neither the order of a set, nor a reader's own settings, may show in the outputs
             "PYTHONHASHSEED": "0",

@@ -1,6 +1,7 @@
 """Many independent runs, one file each: a re-run is a resume, and only what changed runs again."""
 
 import hashlib
+import inspect
 import io
 import json
 import random
@@ -86,11 +87,8 @@ def sweep(
         records[name] = _read(_file(store, name), keys[name])
     _prune(store, set(keys))
     return [
-        {
-            "spec": _portable(spec),
-            "seconds": records[spec["name"]]["seconds"],
-            "result": records[spec["name"]]["result"],
-        }
+        {"spec": _portable(spec)}
+        | {key: records[spec["name"]][key] for key in ("seconds", "result")}
         for spec in specs
     ]
 
@@ -101,10 +99,8 @@ def _file(store: Path, name: str) -> Path:
 
 def _check(specs: list[Spec], run_one: RunOne) -> None:
     """Raise ValueError unless specs and function are such that a file can stand for a result."""
-    module = getattr(run_one, "__module__", "__main__")
-    if module == "__main__" or getattr(run_one, "__qualname__", "") != getattr(
-        run_one, "__name__", None
-    ):
+    importable = inspect.isfunction(run_one) and run_one.__qualname__.isidentifier()
+    if not importable or run_one.__module__ == "__main__":
         raise ValueError(f"{run_one!r}: a sweep needs a function at the top level of a module")
     names = set()
     for spec in specs:
