@@ -13,7 +13,7 @@ import torch
 from tolerances import ATOL, RTOL
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import CLASSES, SHAPE, Table, Tiny, states_equal, taught, tiny
+from toys import CLASSES, SHAPE, Table, Tiny, record, states_equal, taught, tiny
 
 from unlearnlib import generators, gkt, models
 
@@ -295,7 +295,7 @@ def test_a_student_without_accepted_images_does_not_change(monkeypatch: pytest.M
     weights = dict(state.student.named_parameters())
     assert all(torch.equal(weights[name], value) for name, value in before.named_parameters())
     assert [sum(entry["accepted"]) for entry in state.history] == [0, 0]
-    assert all(math.isnan(entry["loss"][0]) for entry in state.history)
+    assert all(math.isnan(entry["loss"]) for entry in state.history)
     assert all(math.isnan(entry["agreement"]) for entry in state.history)
 
 
@@ -304,7 +304,7 @@ def test_a_student_changes_on_accepted_images(monkeypatch: pytest.MonkeyPatch):
     before = models.unpack(models.pack(state.student))
     state.pseudo_batch()
     assert not torch.equal(before.first.weight, state.student.first.weight)
-    assert math.isfinite(state.history[0]["loss"][0])
+    assert math.isfinite(state.history[0]["loss"])
 
 
 def test_one_accepted_image_is_no_batch(monkeypatch: pytest.MonkeyPatch):
@@ -551,11 +551,6 @@ def test_attention_needs_activation_modules(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"Functional has no activation module"):
         run(teacher)
     assert len(run(teacher, attention_weight=0.0)["history"]["loss"]) == 3
-
-
-def record(path: Path, teacher: nn.Module) -> Path:
-    torch.save({"result": {"model": models.pack(teacher), "shape": list(SHAPE)}}, path)
-    return path
 
 
 def test_a_run_of_a_sweep_forgets_several_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

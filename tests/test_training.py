@@ -9,7 +9,7 @@ import torch
 from tolerances import ATOL, RTOL
 from torch import nn
 from torch.nn import functional as F
-from toys import states_equal, stripes, tiny
+from toys import lines, states_equal, stripes, tiny
 
 from unlearnlib import data, models, training
 
@@ -147,23 +147,8 @@ def test_finite_returns_the_number_or_raises():
 # -------------------------------------------------------------------------- a run of a sweep
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """Write a data set in which the class is the row of a bright line."""
-    randomness = np.random.default_rng(0)
-
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 10
-        images = randomness.integers(0, 50, (count, 28, 28), dtype=np.uint8)
-        images[np.arange(count), 2 * labels + 4] = 255
-        return images, labels.astype(np.int64)
-
-    parts = [array for count in (200, 40, 30) for array in draw(count)]
-    data.save(data.Dataset("toy", "Toy", *parts), tmp_path / "mnist.npz")
-    return tmp_path / "mnist.npz"
-
-
-def test_a_run_leaves_classes_out_and_tests_the_rest(dataset: Path):
+def test_a_run_leaves_classes_out_and_tests_the_rest(tmp_path: Path):
+    dataset = lines(tmp_path / "mnist.npz")
     spec = RECIPE | {"data": dataset, "without": [0, 3], "model": "lenet5", "width": 0.5}
     spec |= {"seed": 0, "shift_pixels": 0, "epochs": 6}
     torch.manual_seed(0)

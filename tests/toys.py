@@ -1,11 +1,14 @@
 """What several tests share: a network unlike the study's own, and pictures it can learn."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib import models
+from unlearnlib import data, models
 
 SHAPE = (2, 8, 12)
 CLASSES = 4
@@ -72,6 +75,38 @@ class Table(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, : len(self.shift)] + self.shift
+
+
+def statistics_by_hand(network: Tiny, images: Tensor) -> float:
+    """Compute how far the statistics of images lie from those that BatchNorm remembers."""
+    first = network.first(images)
+    second = network.second(network.first_act(network.first_norm(first)))
+    total = 0.0
+    for fed, norm in ((first, network.first_norm), (second, network.second_norm)):
+        array = fed.detach().double().numpy()
+        mean, variance = norm.running_mean.numpy(), norm.running_var.numpy()
+        total += np.sqrt(((array.mean((0, 2, 3)) - mean) ** 2).sum())
+        total += np.sqrt(((array.var((0, 2, 3)) - variance) ** 2).sum())
+    return total
+
+
+def lines(path: Path) -> Path:
+    """Write a data set in which the class is the row of a bright line: 200, 40 and 30 images."""
+    randomness, parts = np.random.default_rng(0), []
+    for count in (200, 40, 30):
+        labels = np.arange(count) % 10
+        images = randomness.integers(0, 50, (count, 28, 28), dtype=np.uint8)
+        images[np.arange(count), 2 * labels + 4] = 255
+        parts += [images, labels.astype(np.int64)]
+    data.save(data.Dataset("toy", "Toy", *parts), path)
+    return path
+
+
+def record(path: Path, teacher: nn.Module, **result: object) -> Path:
+    """Write a model and what else a run left, as a sweep does."""
+    packed = {"model": models.pack(teacher), "shape": list(SHAPE)} | result
+    torch.save({"key": "", "spec": {}, "seconds": 1.0, "result": packed}, path)
+    return path
 
 
 def states_equal(one: nn.Module, other: nn.Module) -> bool:
