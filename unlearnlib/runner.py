@@ -257,6 +257,10 @@ def _kernel(progress: Path, scratch: Path) -> type[AsyncKernelManager]:
             "PYTHONHASHSEED": "0",
             "IPYTHONDIR": str(scratch / "ipython"),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # glibc returns each large tensor to the system and fetches it back: a tenth of the time
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TOP_PAD_": str(2**28),
+            "MALLOC_TRIM_THRESHOLD_": str(2**33),
         },
     )
 
