@@ -18,9 +18,14 @@ def randomness(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(output: str, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+def draw(
+    output: str, shape: tuple[int, int, int] = SHAPE, *, disturbed: bool = False
+) -> torch.Tensor:
     torch.manual_seed(0)
-    return Generator(6, 8, shape, output=output)(torch.randn(32, 6)).detach()
+    network = Generator(6, 8, shape, output=output)
+    for parameter in network.parameters() if disturbed else []:
+        parameter.data.add_(torch.randn_like(parameter))
+    return network(torch.randn(32, 6)).detach()
 
 
 # --------------------------------------------------------------------------------- the images
@@ -33,8 +38,9 @@ def test_sigmoid_images_are_pixels_and_start_dark():
     assert images.mean() < 0.3
 
 
-def test_standardised_images_have_mean_0_and_deviation_1():
-    images = draw("standardised", (3, 12, 4))
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_standardised_images_have_mean_0_and_deviation_1_whatever_was_learnt(disturbed: bool):
+    images = draw("standardised", (3, 12, 4), disturbed=disturbed)
     assert images.shape == (32, 3, 12, 4)
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
     deviation = images.std((0, 2, 3), correction=0)
@@ -101,7 +107,7 @@ def test_as_many_inputs_as_layers_are_needed():
 
 @pytest.mark.parametrize("classes", [2, 10])
 def test_imbalance_is_least_for_balanced_classes_and_0_for_one(classes: int):
-    certain = 100 * torch.eye(classes)
+    certain = 1000 * torch.eye(classes)  # the other probabilities are 0
     assert generators.imbalance(certain).item() == pytest.approx(-math.log(classes), rel=RTOL)
     assert generators.imbalance(certain[[1, 1, 1]]).item() == pytest.approx(0, abs=ATOL)
 

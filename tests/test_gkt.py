@@ -198,6 +198,7 @@ AT, NAN = [2, 4, 6, 8], math.nan
         ([NAN, NAN, 0.5, NAN, 0.0, NAN, NAN, 0.5], 0.0, 6),
         ([0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0], 0.8, 8),  # 0.04: a spike shorter than the memory
         ([0.0, 0.0, 0.2, 0.2, 0.0, 0.0, 0.0, 0.0], 0.8, 2),  # 0.04, 0.072
+        ([0.0, NAN, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0], 0.8, 8),  # 0.04: the gap does not forget
         ([0.2, NAN, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 0.5, 8),  # 0.2, 0.2, 0.1, 0.05: armed, stays low
         ([0.2, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0], 0.5, 4),  # 0.025 arms at 4, 0.1125 at 5
     ],
@@ -259,10 +260,12 @@ def test_the_generator_seeks_disagreement_and_the_student_agreement(
 
 
 def test_the_teacher_and_what_it_counts_never_change(monkeypatch: pytest.MonkeyPatch):
-    teacher = tiny(monkeypatch)
+    teacher = tiny(monkeypatch).train()
     before = models.unpack(models.pack(teacher))
     run(teacher, statistics_weight=1.0, balance_weight=1.0, prior_steps=2)
     assert states_equal(teacher, before)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
 
 
 def test_a_student_step_sees_accepted_images_only(monkeypatch: pytest.MonkeyPatch):
@@ -383,14 +386,16 @@ def test_the_delivered_average_forgets_exponentially(monkeypatch: pytest.MonkeyP
     state, decay = transfer(tiny(monkeypatch), average_decay=0.6, student_steps=4), 0.6
     seen = []
     state.student_step.register_step_post_hook(
-        lambda *_: seen.append(state.student.first.weight.detach().clone())
+        lambda *_: seen.append({k: v.clone() for k, v in state.student.state_dict().items()})
     )
     state.pseudo_batch()
-    expected = seen[0]
-    for weight in seen[1:]:
-        expected = decay * expected + (1 - decay) * weight
     assert len(seen) == 4
-    torch.testing.assert_close(state.result().first.weight, expected, rtol=RTOL, atol=ATOL)
+    for name in ("first.weight", "classifier.bias", "second_norm.running_var"):
+        expected = seen[0][name]
+        for later in seen[1:]:
+            expected = decay * expected + (1 - decay) * later[name]
+        found = state.result().state_dict()[name]
+        torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
     assert not torch.equal(state.result().first.weight, state.student.first.weight)
 
 
@@ -414,6 +419,13 @@ def test_schedules_follow_the_pseudo_batches(
             rate.step()
     expected = [[1e-3 * rate, 2e-3 * rate] for rate in rates]
     np.testing.assert_allclose(found, expected, rtol=RTOL, atol=1e-12)
+
+
+def test_a_run_follows_its_schedule(monkeypatch: pytest.MonkeyPatch):
+    state = transfer(tiny(monkeypatch), schedule="cosine")
+    gkt.distil(state, z=torch.randn(4, 6))
+    for optimizer in (state.generator_step, state.student_step):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_cosine_falls_from_1_to_0_and_stays():

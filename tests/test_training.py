@@ -110,6 +110,14 @@ def test_the_loss_falls_and_the_classes_are_learnt(monkeypatch: pytest.MonkeyPat
     assert (models.predict(network, held).argmax(1) == truth).float().mean() > 0.9
 
 
+def test_a_network_is_put_in_training_mode(monkeypatch: pytest.MonkeyPatch):
+    network = tiny(monkeypatch)
+    before = network.first_norm.running_mean.clone()
+    training.fit(network.eval(), *stripes(32), seed=0, **RECIPE)
+    assert network.training
+    assert not torch.equal(network.first_norm.running_mean, before)
+
+
 def fitted(monkeypatch: pytest.MonkeyPatch, **changed) -> nn.Module:
     network = tiny(monkeypatch)
     options = RECIPE | {"seed": 0, "shift_pixels": 1} | changed
