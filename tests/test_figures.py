@@ -85,6 +85,7 @@ def test_a_gallery_has_a_row_a_title_and_leaves_gaps_empty():
     assert figure.get_figwidth() == figures.WIDTH
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_confusion_matrix_is_percent_of_each_true_class():
     axis = plt.subplots()[1]
     counts = np.array([[3, 1, 0], [0, 0, 0], [1, 1, 6]])

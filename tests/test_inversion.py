@@ -207,6 +207,26 @@ def test_pick_finds_a_draw_of_its_own_for_each_label(reachable: bool):
     assert reachable or not (found == 3).any()
 
 
+def test_pick_draws_without_teaching_the_generator(monkeypatch: pytest.MonkeyPatch):
+    network = generators.Generator(6, 8, SHAPE, output="sigmoid").train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    labels, randomness = torch.tensor([0, 2]), torch.Generator().manual_seed(0)
+    images = inversion.pick(tiny(monkeypatch), network, labels, generator=randomness)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not images.requires_grad
+
+
+def test_bytes_are_rounded_not_cut(monkeypatch: pytest.MonkeyPatch):
+    shades = torch.tensor([0.0, 0.4, 0.6, 254.7]) / 255
+    monkeypatch.setattr(
+        inversion,
+        "optimise",
+        lambda _, x, *__, **___: shades.view(-1, 1, 1, 1).expand(-1, *SHAPE)[: len(x)],
+    )
+    images, _ = synthesise(tiny(monkeypatch))
+    assert images[:4, 0, 0, 0].tolist() == [0, 0, 1, 255]
+
+
 def test_synthesis_draws_retain_classes_in_balance(monkeypatch: pytest.MonkeyPatch):
     chosen = {"steps": 60, "rate": 0.1, "statistics_weight": 0.02, "jitter": 1}
     images, labels = synthesise(taught(monkeypatch), per_class=5, **chosen)

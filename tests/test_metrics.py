@@ -23,6 +23,12 @@ def test_confusion_has_true_classes_in_rows():
     assert counts().dtype == torch.int64
 
 
+def test_classes_that_neither_occur_nor_are_predicted_count_too():
+    images = torch.eye(4)[[0, 2, 2]].view(-1, 1, 2, 2)
+    found = metrics.confusion(Table(), images, torch.tensor([0, 2, 2]))
+    assert found.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+
+
 def test_confusion_agrees_with_sklearn_on_a_network(monkeypatch: pytest.MonkeyPatch):
     network, (images, labels) = taught(monkeypatch), stripes(60, seed=1)
     images += 0.5 * torch.rand(60, *SHAPE)  # so that some are mistaken

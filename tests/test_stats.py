@@ -28,6 +28,7 @@ def test_the_level_is_95_percent():
     assert stats.mean_interval(VALUES) == stats.mean_interval(VALUES, level=0.95)
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_repeat_has_no_interval():
     mean, low, high = stats.mean_interval([97.1])
     assert mean == 97.1
