@@ -120,7 +120,12 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         gkt_prior={"settings": TINY | {"prior_steps": 1}, "entropy_limits": []},
         deep_inversion={
             "per_class": [2, 4],
-            "settings": {"steps": 1, "synthesis_batch": 18, "distillation_steps": 2},
+            "settings": {
+                "steps": 1,
+                "synthesis_batch": 18,
+                "distillation_steps": 2,
+                "gate_threshold": 1.0,  # an untrained teacher is sure of nothing
+            },
         },
     )
     return tmp_path
