@@ -173,14 +173,14 @@ def test_starts_are_dark_noise_of_balanced_classes(monkeypatch: pytest.MonkeyPat
 def test_starts_of_a_prior_are_what_the_teacher_sees(monkeypatch: pytest.MonkeyPatch):
     teacher = models.frozen(taught(monkeypatch))
     torch.manual_seed(0)
-    options = {"retain_classes": [0, 1, 2, 3], "shape": SHAPE, "settings": settings(prior_steps=60)}
+    options = {"retain_classes": [0, 1, 2, 3], "shape": SHAPE, "settings": settings(prior_steps=300)}
     images, labels = inversion.starts(
         teacher, count=40, generator=torch.Generator().manual_seed(0), **options
     )
     assert images.shape == (40, *SHAPE)
     assert (teacher(images).argmax(1) == labels).float().mean() > 0.6
     noise = 0.3 * torch.rand(40, *SHAPE)
-    assert statistics_by_hand(teacher, images) < statistics_by_hand(teacher, noise)
+    assert statistics_by_hand(teacher, images) < 0.75 * statistics_by_hand(teacher, noise)
 
 
 class Mirror(nn.Module):

@@ -92,8 +92,8 @@ def test_the_study_is_in_working_order_even_when_quick(zero_shot: pd.DataFrame) 
     assert mean.loc["retrain", "retain_accuracy"] > 90
     assert mean.loc["retrain", "forget_accuracy"] == 0
     # far above the chance of one in nine, and without the forgotten class
-    assert mean.loc["gkt_prior", "retain_accuracy"] > 20
-    assert mean.loc["deep_inversion_100", "retain_accuracy"] > 20
+    assert mean.loc["gkt_prior", "retain_accuracy"] > 30
+    assert mean.loc["deep_inversion_100", "retain_accuracy"] > 30
     assert mean.loc[["gkt_prior", "deep_inversion_100"], "forget_accuracy"].max() < 20
 
 
