@@ -173,7 +173,11 @@ def test_starts_are_dark_noise_of_balanced_classes(monkeypatch: pytest.MonkeyPat
 def test_starts_of_a_prior_are_what_the_teacher_sees(monkeypatch: pytest.MonkeyPatch):
     teacher = models.frozen(taught(monkeypatch))
     torch.manual_seed(0)
-    options = {"retain_classes": [0, 1, 2, 3], "shape": SHAPE, "settings": settings(prior_steps=300)}
+    options = {
+        "retain_classes": [0, 1, 2, 3],
+        "shape": SHAPE,
+        "settings": settings(prior_steps=300),
+    }
     images, labels = inversion.starts(
         teacher, count=40, generator=torch.Generator().manual_seed(0), **options
     )
