@@ -189,8 +189,8 @@ AT, NAN = [2, 4, 6, 8], math.nan
     [
         ([0.0] * 8, 0.0, 8),  # never leaks
         ([0.5] * 8, 0.0, 8),  # never low: the rule is not armed
-        ([0.5, 0.0, 0.0, 0.0, 0.0, 0.9, 0.9, 0.9], 0.0, 4),  # leaks at 6
-        ([0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.9], 0.0, 6),  # leaks at 7
+        ([0.5, 0.0, 0.0, 0.0, 0.0, 0.9, 0.9, 0.9], 0.0, 4),  # the student of 5 leaks
+        ([0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.9], 0.0, 4),  # the student of 6 leaks, so not 6
         ([0.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 0.0, 2),  # leaks before the first snapshot
         ([0.9, 0.9, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0], 0.0, 4),  # the first leak decides
         ([0.0, NAN, NAN, NAN, NAN, 0.9, 0.9, 0.9], 0.0, 4),  # gaps say nothing
@@ -200,7 +200,11 @@ AT, NAN = [2, 4, 6, 8], math.nan
         ([0.0, 0.0, 0.2, 0.2, 0.0, 0.0, 0.0, 0.0], 0.8, 2),  # 0.04, 0.072
         ([0.0, NAN, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0], 0.8, 8),  # 0.04: the gap does not forget
         ([0.2, NAN, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 0.5, 8),  # 0.2, 0.2, 0.1, 0.05: armed, stays low
-        ([0.2, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0], 0.5, 4),  # 0.025 arms at 4, 0.1125 at 5
+        (
+            [0.2, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0],
+            0.5,
+            2,
+        ),  # 0.025 arms at 4, 0.1125 at 5: the student of 4
     ],
 )
 def test_stopping_point_is_the_last_snapshot_before_the_leak(
@@ -431,6 +435,12 @@ def test_a_run_follows_its_schedule(monkeypatch: pytest.MonkeyPatch):
 def test_a_cosine_falls_from_1_to_0_and_stays():
     found = [gkt.cosine(step, steps=6) for step in (0, 2, 3, 4, 6, 9)]
     assert found == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["pseudo_batches", "batch_size", "student_steps", "snapshots"])
+def test_a_run_needs_steps_and_snapshots(name: str):
+    with pytest.raises(ValueError, match=f"{name} is 0; a run needs at least 1"):
+        gkt.Settings(**{name: 0})
 
 
 def test_an_unknown_schedule_is_refused(monkeypatch: pytest.MonkeyPatch):

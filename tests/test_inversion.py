@@ -23,21 +23,20 @@ from toys import (
 
 from unlearnlib import generators, inversion, models
 
-SMALL = {
+DRAWN = {
     "per_class": 3,
-    "synthesis_batch": 4,
+    "batch_size": 4,
     "steps": 2,
     "prior_batch": 8,
     "latent_size": 6,
     "generator_channels": 8,
-    "distillation_steps": 6,
-    "distillation_batch": 8,
 }
+DISTILLED = {"per_class": 3, "steps": 6, "batch_size": 8}
 OFF = {"statistics_weight": 0.0, "variation_weight": 0.0, "norm_weight": 0.0}
 
 
-def settings(**changed) -> inversion.Settings:
-    return inversion.Settings(**(SMALL | changed))
+def settings(**changed) -> inversion.Synthesis:
+    return inversion.Synthesis(**(DRAWN | changed))
 
 
 def synthesise(teacher: nn.Module, *, seed: int = 0, **changed) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,8 @@ def distil(
     teacher: nn.Module, images: Tensor, *, seed: int = 0, **changed
 ) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(3)
-    options = {"forget_classes": [1, 3], "settings": settings(**changed), "seed": seed}
+    chosen = inversion.Distillation(**(DISTILLED | changed))
+    options = {"forget_classes": [1, 3], "settings": chosen, "seed": seed}
     return inversion.distil(teacher, (images * 255).to(torch.uint8), **options)
 
 
@@ -272,8 +272,8 @@ def test_the_student_learns_what_stays(monkeypatch: pytest.MonkeyPatch):
     teacher, (images, _) = taught(monkeypatch), stripes(96)
     before = models.unpack(models.pack(teacher))
     student, losses = distil(
-        teacher, images, distillation_steps=60, jitter=0, gate_threshold=0.3,
-        distillation_rate=0.03, distillation_batch=32,
+        teacher, images, steps=60, jitter=0, gate_threshold=0.3,
+        rate=0.03, batch_size=32,
     )  # fmt: skip
     assert len(losses) == 60
     assert np.mean(losses[-10:]) < losses[0] / 4
@@ -337,7 +337,7 @@ def test_batches_that_leave_too_few_images_are_skipped(monkeypatch: pytest.Monke
     images = picked(teacher, passing=2)
     _, losses = distil(teacher, images, jitter=0, gate_threshold=0.3)
     assert len(losses) == 6
-    options = {"distillation_batch": 4, "distillation_steps": 20}
+    options = {"batch_size": 4, "steps": 20}
     _, losses = distil(teacher, images, jitter=0, gate_threshold=0.3, **options)
     assert 0 < len(losses) < 20  # the two do not always meet in a batch of 4
     assert all(math.isfinite(loss) for loss in losses)
@@ -368,7 +368,7 @@ def test_a_model_without_batch_norm_is_inverted_without_statistics():
 
 
 def spec(original: Path, **changed) -> dict:
-    return {"original": original, "forget_classes": [3, 1], "seed": 0, "settings": SMALL} | changed
+    return {"original": original, "forget_classes": [3, 1], "seed": 0, "settings": DRAWN} | changed
 
 
 def test_runs_draw_images_and_distil_the_first_of_each_class(
@@ -386,7 +386,7 @@ def test_runs_draw_images_and_distil_the_first_of_each_class(
     monkeypatch.setattr(
         inversion, "distil", lambda t, images, **o: given.append(images) or plain(t, images, **o)
     )
-    chosen = SMALL | {"per_class": 4, "gate_threshold": 1.0}
+    chosen = DISTILLED | {"per_class": 4, "gate_threshold": 1.0}
     result = inversion.run_distillation(spec(original, settings=chosen, parts=2, **parts))
     assert result["images"] == 8
     assert result["synthesis_seconds"] == pytest.approx(21 * 8 / 12)
@@ -396,6 +396,9 @@ def test_runs_draw_images_and_distil_the_first_of_each_class(
     # by class: all three of the first part and one of the second
     expected = torch.cat([stored[0][0::2], stored[1][:1], stored[0][1::2], stored[1][1:2]])
     assert torch.equal(given[0], expected)
+    greedy = DISTILLED | {"per_class": 7}
+    with pytest.raises(ValueError, match="per_class is 7, but only 6 images"):
+        inversion.run_distillation(spec(original, settings=greedy, parts=2, **parts))
 
 
 @pytest.mark.parametrize("run", [inversion.run_synthesis, inversion.run_distillation])
@@ -426,3 +429,9 @@ def test_the_prior_of_a_synthesis_is_that_of_the_generators(monkeypatch: pytest.
     ((network, options),) = asked
     assert isinstance(network, generators.Generator)
     assert (options["steps"], options["rate"], options["batch_size"]) == (7, 0.25, 8)
+
+
+@pytest.mark.parametrize("name", ["per_class", "steps", "batch_size"])
+def test_a_distillation_needs_images_and_steps(name: str):
+    with pytest.raises(ValueError, match=f"{name} is 0; distillation needs at least 1"):
+        inversion.Distillation(**{name: 0})

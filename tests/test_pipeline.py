@@ -96,6 +96,7 @@ def test_an_unlearning_stage_depends_on_the_original_models_and_on_no_data(stem:
     stage = STAGES[stage_name(stem)]
     artefacts = [d for d in stage["deps"] if not d.startswith(("unlearnlib/", "build/notebooks/"))]
     assert artefacts == [f"runs/{PROFILE}/original"]
+    assert "unlearnlib/data.py" not in stage["deps"]
 
 
 @pytest.fixture
@@ -120,12 +121,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         gkt_prior={"settings": TINY | {"prior_steps": 1}, "entropy_limits": []},
         deep_inversion={
             "per_class": [2, 4],
-            "settings": {
-                "steps": 1,
-                "synthesis_batch": 18,
-                "distillation_steps": 2,
-                "gate_threshold": 1.0,  # an untrained teacher is sure of nothing
-            },
+            "synthesis": {"steps": 1, "batch_size": 18},
+            # an untrained teacher is sure of nothing
+            "distillation": {"steps": 2, "gate_threshold": 1.0},
         },
     )
     return tmp_path

@@ -37,6 +37,17 @@ def test_the_revision_is_the_commit_that_is_checked_out(root: Path):
     assert provenance.revision() != head[:12]
 
 
+def test_the_revision_tells_that_the_code_differs_from_the_commit(root: Path):
+    git(root, "init")
+    git(root, "commit", "--allow-empty", "--message", "first")
+    (root / "reports").mkdir()
+    (root / "reports" / "new.csv").write_text("")
+    assert not provenance.revision().endswith("+")
+    (root / "unlearnlib").mkdir()
+    (root / "unlearnlib" / "new.py").write_text("")
+    assert provenance.revision().endswith("+")
+
+
 def test_without_a_commit_or_git_the_revision_is_unknown(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import lines, states_equal, stripes, tiny
 
-from unlearnlib import data, models, training
+from unlearnlib import data, models, steps, training
 
 RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.01}
 
@@ -38,7 +38,7 @@ def test_shift_moves_the_whole_batch_and_reaches_every_offset():
     expected = [moved(images.numpy(), *offset) for offset in offsets]
     seen = set()
     for _ in range(100):
-        found = training.shift(images, pixels=1, generator=randomness).numpy()
+        found = steps.shift(images, pixels=1, generator=randomness).numpy()
         (match,) = [i for i, e in enumerate(expected) if np.array_equal(found, e)]
         seen.add(match)
     assert seen == set(range(9))
@@ -46,25 +46,25 @@ def test_shift_moves_the_whole_batch_and_reaches_every_offset():
 
 def test_no_shift_draws_nothing():
     images, randomness = torch.rand(3, 1, 5, 5), generator()
-    assert training.shift(images, pixels=0, generator=randomness) is images
+    assert steps.shift(images, pixels=0, generator=randomness) is images
     assert torch.equal(randomness.get_state(), generator().get_state())
 
 
 def test_an_epoch_of_batches_is_a_new_order_of_all_indices():
-    found = list(training.batches(12, batch_size=4, steps=9, generator=generator()))
+    found = list(steps.batches(12, batch_size=4, steps=9, generator=generator()))
     epochs = [torch.cat(found[i : i + 3]).tolist() for i in (0, 3, 6)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_remainder_waits_for_a_new_order():
-    found = list(training.batches(7, batch_size=3, steps=5, generator=generator()))
+    found = list(steps.batches(7, batch_size=3, steps=5, generator=generator()))
     assert [len(index) for index in found] == [3] * 5
     assert len(set(torch.cat(found[:2]).tolist())) == len(set(torch.cat(found[2:4]).tolist())) == 6
 
 
 def test_a_batch_is_at_most_all_there_is():
-    (found,) = training.batches(3, batch_size=8, steps=1, generator=generator())
+    (found,) = steps.batches(3, batch_size=8, steps=1, generator=generator())
     assert sorted(found.tolist()) == [0, 1, 2]
 
 
@@ -146,10 +146,10 @@ def test_a_loss_that_is_not_finite_stops_training(monkeypatch: pytest.MonkeyPatc
 
 
 def test_finite_returns_the_number_or_raises():
-    assert training.finite(torch.tensor(2.5)) == 2.5
+    assert steps.finite(torch.tensor(2.5)) == 2.5
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(FloatingPointError, match=f"the loss is {value}"):
-            training.finite(torch.tensor(value))
+            steps.finite(torch.tensor(value))
 
 
 # -------------------------------------------------------------------------- a run of a sweep
@@ -173,3 +173,15 @@ def test_a_run_leaves_classes_out_and_tests_the_rest(tmp_path: Path):
     assert result["validation_accuracy"] == pytest.approx(expected)
     assert expected > 90
     assert not torch.isin(predicted, torch.tensor([0, 3])).any()
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_a_cycle_has_any_number_of_steps_and_ends_low(count: int):
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    schedule, rates = steps.one_cycle(optimizer, 1.0, steps=count), []
+    for _ in range(count):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(rates) < count else None
+    assert rates[-1] < 1e-3 or count == 1

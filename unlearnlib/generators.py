@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unlearnlib import models
 from unlearnlib.progress import track
-from unlearnlib.training import finite
+from unlearnlib.steps import finite
 
 CLIP_NORM = 5.0  # of the gradient, as published
 

@@ -56,6 +56,11 @@ class Settings:
     snapshots: int = 20
     leak_limit: float = 0.05  # of the stopping rule, see `stopping_point`
 
+    def __post_init__(self) -> None:
+        for name in ("pseudo_batches", "batch_size", "student_steps", "snapshots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a run needs at least 1")
+
 
 # ------------------------------------------------------------------------------------- losses
 
@@ -242,7 +247,8 @@ def stopping_point(leaks: list[float], at: list[int], *, limit: float, memory: f
 
     The leak is smoothed exponentially (`memory` is the weight of the past). An untrained student
     gives C_f its share of every image, so the rule waits until the smoothed leak is at most `limit`
-    and takes the last snapshot before it next exceeds it. Pseudo-batches without an image that the
+    and takes the last snapshot before it next exceeds it. A leak seen at pseudo-batch n is that of
+    the student after pseudo-batch n - 1, whose snapshot therefore leaks too. Pseudo-batches without an image that the
     teacher gives to C_f say nothing and leave the smoothed value as it was.
 
     Args:
@@ -259,7 +265,7 @@ def stopping_point(leaks: list[float], at: list[int], *, limit: float, memory: f
             smooth = leak if math.isnan(smooth) else memory * smooth + (1 - memory) * leak
         armed = armed or smooth <= limit
         if armed and smooth > limit:
-            return max([n for n in at if n < number], default=at[0])
+            return max([n for n in at if n + 1 < number], default=at[0])
     return at[-1]
 
 

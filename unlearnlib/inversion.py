@@ -17,30 +17,43 @@ from unlearnlib import models
 from unlearnlib.generators import Generator, latents, statistics_distance, train_prior
 from unlearnlib.gkt import divergence, gate
 from unlearnlib.progress import track
-from unlearnlib.training import batches, finite, shift
+from unlearnlib.steps import batches, finite, one_cycle, shift
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Hyper-parameters of the synthesis and of the distillation."""
+class Synthesis:
+    """Hyper-parameters of drawing the images."""
 
     per_class: int = 6000
-    synthesis_batch: int = 250
+    batch_size: int = 250  # images optimised together
     steps: int = 200
     rate: float = 0.05
     statistics_weight: float = 1.0  # α_bn
     variation_weight: float = 1e-3  # α_tv
     norm_weight: float = 1e-4  # α_2
-    jitter: int = 2  # pixels, in synthesis and in distillation
+    jitter: int = 2  # pixels
     prior_steps: int = 0  # > 0 starts from a generator trained by `generators.train_prior`
     prior_rate: float = 5e-3
     prior_batch: int = 128
     latent_size: int = 128
     generator_channels: int = 64
-    distillation_steps: int = 2000
-    distillation_batch: int = 128
-    distillation_rate: float = 5e-3
-    gate_threshold: float = 0.01
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Hyper-parameters of distilling a student on the images."""
+
+    per_class: int = 6000  # images used, the first of each class
+    steps: int = 2500
+    batch_size: int = 128
+    rate: float = 5e-3  # peak of the one-cycle schedule
+    jitter: int = 2  # pixels
+    gate_threshold: float = 0.01  # the teacher gives C_f at most this probability
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; distillation needs at least 1")
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -51,7 +64,7 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def inversion_loss(
-    teacher: nn.Module, images: Tensor, labels: Tensor, *, settings: Settings
+    teacher: nn.Module, images: Tensor, labels: Tensor, *, settings: Synthesis
 ) -> Tensor:
     """Compute CE(T(x), y) + α_bn Σ_l(‖μ_l − μ̂_l‖ + ‖σ²_l − σ̂²_l‖) + α_tv TV(x) + α_2 ‖x‖².
 
@@ -70,7 +83,7 @@ def optimise(
     start: Tensor,
     labels: Tensor,
     *,
-    settings: Settings,
+    settings: Synthesis,
     generator: torch.Generator,
 ) -> Tensor:
     """Optimise a batch of images by Adam with a cosine rate; pixels stay in [0, 1].
@@ -105,7 +118,7 @@ def starts(
     retain_classes: list[int],
     shape: tuple[int, int, int],
     count: int,
-    settings: Settings,
+    settings: Synthesis,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Make balanced starting images ``[count, C, H, W]`` and the labels they are to become.
@@ -156,7 +169,7 @@ def synthesise(
     forget_classes: list[int],
     num_classes: int,
     shape: tuple[int, int, int],
-    settings: Settings,
+    settings: Synthesis,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Draw `per_class` images of each retain class from the teacher.
@@ -172,8 +185,8 @@ def synthesise(
     images, labels = starts(teacher, retain_classes=retain, count=count, **options)
     chunks = list(
         zip(
-            images.split(settings.synthesis_batch),
-            labels.split(settings.synthesis_batch),
+            images.split(settings.batch_size),
+            labels.split(settings.batch_size),
             strict=True,
         )
     )
@@ -191,7 +204,12 @@ def synthesise(
 
 
 def distil(
-    teacher: nn.Module, images: Tensor, *, forget_classes: list[int], settings: Settings, seed: int
+    teacher: nn.Module,
+    images: Tensor,
+    *,
+    forget_classes: list[int],
+    settings: Distillation,
+    seed: int,
 ) -> tuple[nn.Module, list[float]]:
     """Distil the teacher into a fresh student on synthetic images ``[N, C, H, W]`` of bytes.
 
@@ -211,19 +229,12 @@ def distil(
         models.frozen(teacher),
         models.fresh_like(teacher).to(models.device()).train(),
     )
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.distillation_rate, weight_decay=1e-2
-    )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        settings.distillation_rate,
-        total_steps=settings.distillation_steps,
-        pct_start=0.25,
-    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, weight_decay=1e-2)
+    schedule = one_cycle(optimizer, settings.rate, steps=settings.steps)
     order = batches(
         len(images),
-        batch_size=settings.distillation_batch,
-        steps=settings.distillation_steps,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
         generator=generator,
     )
     losses = []
@@ -241,7 +252,7 @@ def distil(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        rate.step()
+        schedule.step()
     if not losses:
         raise ValueError(
             f"no batch with two images of which the teacher gives at most {settings.gate_threshold} "
@@ -255,7 +266,8 @@ def run_synthesis(spec: dict[str, Any]) -> dict[str, Any]:
     """Draw the images of one sweep entry.
 
     Args:
-        spec: ``original`` (file of the teacher), ``forget_classes``, ``seed``, ``settings``.
+        spec: ``original`` (file of the teacher), ``forget_classes``, ``seed``, ``settings``
+            (keywords of `Synthesis`).
 
     Returns:
         ``images`` ``[N, C, H, W]`` bytes and ``labels`` ``[N]``.
@@ -266,7 +278,7 @@ def run_synthesis(spec: dict[str, Any]) -> dict[str, Any]:
         forget_classes=spec["forget_classes"],
         num_classes=models.num_classes(teacher),
         shape=shape,
-        settings=Settings(**spec["settings"]),
+        settings=Synthesis(**spec["settings"]),
         seed=spec["seed"],
     )
     return {"images": images, "labels": labels}
@@ -276,18 +288,27 @@ def run_distillation(spec: dict[str, Any]) -> dict[str, Any]:
     """Distil a student on the first images of a class.
 
     Args:
-        spec: as in `run_synthesis`, and ``parts``, the number of files with synthetic images,
-            named ``images_0``, ``images_1``, ...; ``settings.per_class`` of a class are used.
+        spec: ``original``, ``forget_classes`` and ``seed`` as in `run_synthesis`; ``settings``
+            (keywords of `Distillation`); ``parts``, the number of files with synthetic images,
+            named ``images_0``, ``images_1``, ...
+
+    Raises:
+        ValueError: the files hold fewer images of a class than ``settings`` ask for.
 
     Returns:
         ``model``, the packed student; ``losses``, the number of ``images`` and their share of the
         ``synthesis_seconds``.
     """
     teacher, _ = models.load_teacher(spec["original"], spec["forget_classes"])
-    settings = Settings(**spec["settings"])
+    settings = Distillation(**spec["settings"])
     parts = [models.load_record(spec[f"images_{i}"]) for i in range(spec["parts"])]
     images = torch.cat([part["result"]["images"] for part in parts])
     labels = torch.cat([part["result"]["labels"] for part in parts])
+    fewest = min((labels == k).sum().item() for k in labels.unique())
+    if fewest < settings.per_class:
+        raise ValueError(
+            f"per_class is {settings.per_class}, but only {fewest} images of a class were drawn"
+        )
     first = torch.cat([(labels == k).nonzero()[: settings.per_class, 0] for k in labels.unique()])
     student, losses = distil(
         teacher,

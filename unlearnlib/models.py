@@ -24,7 +24,8 @@ class CheckpointError(ValueError):
     """A file that does not hold the model that was asked for."""
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Make a convolution without bias that keeps the size (over stride), BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -41,16 +42,16 @@ class AllCNN(nn.Module):
 
     def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
-        narrow, wide = (_filters(width, base) for base in (96, 192))
+        narrow, wide = (filters(width, base) for base in (96, 192))
         self.features = nn.Sequential(
-            _convolution(channels, narrow),
-            _convolution(narrow, narrow),
-            _convolution(narrow, narrow, stride=2),
-            _convolution(narrow, wide),
-            _convolution(wide, wide),
-            _convolution(wide, wide, stride=2),
-            _convolution(wide, wide),
-            _convolution(wide, wide, kernel=1),
+            convolution(channels, narrow),
+            convolution(narrow, narrow),
+            convolution(narrow, narrow, stride=2),
+            convolution(narrow, wide),
+            convolution(wide, wide),
+            convolution(wide, wide, stride=2),
+            convolution(wide, wide),
+            convolution(wide, wide, kernel=1),
         )
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(wide, num_classes)
@@ -59,13 +60,18 @@ class AllCNN(nn.Module):
         return self.classifier(self.pool(self.features(images)))
 
 
-def _filters(width: float, base: int) -> int:
-    filters = round(width * base) if width > 0 else 0
-    if filters < 1:
+def filters(width: float, base: int) -> int:
+    """Scale a layer's number of filters by the width multiplier.
+
+    Raises:
+        ValueError: no filter would be left.
+    """
+    number = round(width * base) if width > 0 else 0
+    if number < 1:
         raise ValueError(
             f"width {width} leaves no filter of {base}; give a width above 0, e.g. 0.125"
         )
-    return filters
+    return number
 
 
 class LeNet5(nn.Module):
@@ -73,7 +79,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
-        first, second, third, fourth = (_filters(width, base) for base in (6, 16, 120, 84))
+        first, second, third, fourth = (filters(width, base) for base in (6, 16, 120, 84))
         self.features = nn.Sequential(
             nn.Conv2d(channels, first, 5, padding=2),
             nn.ReLU(),

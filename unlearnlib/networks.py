@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.models import ARCHITECTURES, _convolution, _filters
+from unlearnlib.models import ARCHITECTURES, convolution, filters
 
 
 class Compact(nn.Module):
@@ -21,7 +21,7 @@ class Compact(nn.Module):
 
     def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
-        first, second = (_filters(width, base) for base in (8, 16))
+        first, second = (filters(width, base) for base in (8, 16))
         self.features = nn.Sequential(
             nn.Conv2d(channels, first, 5, stride=2, padding=2),
             nn.ReLU(),
@@ -57,11 +57,11 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = _convolution(inputs, outputs, stride=stride)
-        self.second = _convolution(outputs, outputs)[:2]
+        self.first = convolution(inputs, outputs, stride=stride)
+        self.second = convolution(outputs, outputs)[:2]
         same = stride == 1 and inputs == outputs
         self.shortcut = (
-            nn.Identity() if same else _convolution(inputs, outputs, kernel=1, stride=stride)[:2]
+            nn.Identity() if same else convolution(inputs, outputs, kernel=1, stride=stride)[:2]
         )
         self.act = nn.ReLU()
 
@@ -77,15 +77,15 @@ class ResNet18(nn.Module):
 
     def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
-        filters = [_filters(width, base) for base in (64, 128, 256, 512)]
-        inputs = [filters[0], *filters[:-1]]
+        outputs = [filters(width, base) for base in (64, 128, 256, 512)]
+        inputs = [outputs[0], *outputs[:-1]]
         blocks = [
             [Residual(a, b, 1 if stage == 0 else 2), Residual(b, b, 1)]
-            for stage, (a, b) in enumerate(zip(inputs, filters, strict=True))
+            for stage, (a, b) in enumerate(zip(inputs, outputs, strict=True))
         ]
-        self.features = nn.Sequential(_convolution(channels, filters[0]), *chain(*blocks))
+        self.features = nn.Sequential(convolution(channels, outputs[0]), *chain(*blocks))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier = nn.Linear(filters[-1], num_classes)
+        self.classifier = nn.Linear(outputs[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.pool(self.features(images)))
@@ -152,7 +152,7 @@ class ViT(nn.Module):
     def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
         heads, patch, patches = 4, 7, 16
-        dim = heads * _filters(width, 16)
+        dim = heads * filters(width, 16)
         self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(0.02 * torch.randn(1, patches + 1, dim))

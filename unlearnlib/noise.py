@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unlearnlib import models
 from unlearnlib.generators import statistics_distance
 from unlearnlib.progress import track
-from unlearnlib.training import batches, finite
+from unlearnlib.steps import batches, finite
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,20 @@ def accelerator() -> str:
 
 
 def revision() -> str:
-    """Return the commit that is checked out, ``unknown`` outside a git checkout."""
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    """Return the commit that is checked out, ``unknown`` outside a git checkout.
+
+    ``+`` is appended when a notebook or the library differs from that commit.
+    """
     try:
-        done = subprocess.run(command, cwd=root(), capture_output=True, text=True, check=True)
+        changed = _git("status", "--porcelain", "--", "notebooks", "unlearnlib")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    options = {"cwd": root(), "capture_output": True, "text": True, "check": True}
+    return subprocess.run(["git", *arguments], **options).stdout.strip()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Train classifiers on tensors in memory: the original models and the retrained ("gold") ones."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,27 +9,7 @@ from torch.nn import functional as F
 from unlearnlib import classes, data, models
 from unlearnlib.models import device
 from unlearnlib.progress import track
-
-
-def shift(images: Tensor, *, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift a batch ``[N, C, H, W]`` by one random offset of at most `pixels` each way, zeros moving in."""
-    if pixels == 0:
-        return images
-    down, right = torch.randint(0, 2 * pixels + 1, (2,), generator=generator).tolist()
-    height, width = images.shape[-2:]
-    return F.pad(images, [pixels] * 4)[..., down : down + height, right : right + width]
-
-
-def batches(
-    count: int, *, batch_size: int, steps: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Yield `steps` index tensors of `batch_size`, epoch after epoch in new random orders."""
-    size, order = min(batch_size, count), torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.randperm(count, generator=generator)
-        yield order[:size]
-        order = order[size:]
+from unlearnlib.steps import batches, finite, one_cycle, shift
 
 
 def fit(
@@ -72,9 +51,7 @@ def fit(
     network.to(device()).train()
     per_epoch = max(1, len(images) // batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.25
-    )
+    schedule = one_cycle(optimizer, learning_rate, steps=epochs * per_epoch)
     losses = []
     order = batches(
         len(images), batch_size=batch_size, steps=epochs * per_epoch, generator=generator
@@ -88,20 +65,6 @@ def fit(
         schedule.step()
         losses.append(finite(loss))
     return torch.tensor(losses).view(epochs, per_epoch).mean(1).tolist()
-
-
-def finite(loss: Tensor) -> float:
-    """Return a loss as a number, and refuse one that is not finite.
-
-    Raises:
-        FloatingPointError: NaN or infinite, so every later number would be worthless.
-    """
-    value = loss.item()
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {value}; lower the learning rate and look at the inputs"
-        )
-    return value
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
