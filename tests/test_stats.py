@@ -74,3 +74,68 @@ def test_summarise_keeps_the_order_of_rows_and_leaves_gaps_out():
 )
 def test_a_mean_is_written_with_half_its_interval(numbers: tuple, digits: int, expected: str):
     assert stats.with_interval(*numbers, digits=digits) == expected
+
+
+# ------------------------------------------------------------------------------- mixed models
+
+
+def repeats(slope: float, *, noise: float = 0.1, seed: int = 0) -> pd.DataFrame:
+    """Draw scores that rise with the share removed, from a level of their own in each group."""
+    randomness = np.random.default_rng(seed)
+    rows = [
+        {"mode": "coherent", "label": label, "seed": s, "percent": percent, "score": 0.0}
+        for label in ("0", "8")
+        for s in range(4)
+        for percent in (10.0, 20.0, 40.0, 60.0)
+    ]
+    table = pd.DataFrame(rows)
+    level = table.groupby(["label", "seed"]).ngroup() * 1.0
+    table["score"] = level + slope * table["percent"] + noise * randomness.normal(size=len(table))
+    return table
+
+
+def test_the_size_effect_is_found_within_groups_whatever_their_levels():
+    found = stats.size_effects(repeats(0.03), values=["score"]).iloc[0]
+    assert found["effect"] == pytest.approx(0.3, abs=0.03)
+    assert found["low"] < 0.3 < found["high"]
+    assert found["p_holm"] < 1e-6
+    flat = stats.size_effects(repeats(0.0), values=["score"]).iloc[0]
+    assert flat["p"] > 0.01
+
+
+def test_a_mode_of_one_size_has_no_size_effect():
+    table = repeats(0.03)
+    alone = table[table["percent"] == 10.0].assign(mode="random")
+    found = stats.size_effects(pd.concat([table, alone]), values=["score"])
+    assert found["mode"].tolist() == ["coherent"]
+
+
+def test_scores_without_any_spread_between_groups_are_fitted_all_the_same():
+    table = repeats(0.03, noise=0.0)
+    table["score"] = 0.03 * table["percent"] + np.random.default_rng(0).normal(size=len(table))
+    assert np.isfinite(stats.size_effects(table, values=["score"])["effect"]).all()
+
+
+def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
+    base = repeats(0.0)
+    shifts = {"random": 0.0, "near": 0.5, "far": 0.0}
+    table = pd.concat([base.assign(order=k, score=base["score"] + v) for k, v in shifts.items()])
+    table["score"] += 0.05 * np.random.default_rng(1).normal(size=len(table))
+    found = stats.against_reference(
+        table, value="score", by="order", reference="random", within=["mode"],
+        groups=["label", "seed", "percent"],
+    ).set_index("order")  # fmt: skip
+    assert found.loc["near", "effect"] == pytest.approx(0.5, abs=0.05)
+    assert found.loc["near", "p_holm"] < 1e-6
+    assert found.loc["far", "p_holm"] > 0.05
+    assert (found["p_holm"] >= found["p"]).all()
+    with pytest.raises(ValueError, match="no order 'absent'"):
+        stats.against_reference(
+            table, value="score", by="order", reference="absent", within=["mode"], groups=["label"]
+        )
+
+
+def test_one_group_alone_has_no_varying_intercept():
+    with pytest.raises(ValueError, match="run more seeds or labels"):
+        stats.mixed_model(repeats(0.0).query("seed == 0 and label == '0'"), "score ~ percent",
+                          groups=["label", "seed"])  # fmt: skip

@@ -33,11 +33,11 @@ from traitlets.config import Config
 from unlearnlib.paths import Place, place, root, write_atomic
 
 STUDY = "Machine unlearning, reproducibly"
-PARTS = {
-    "0": "Data and original model",
-    "1": "Forget a class, without data",
-    "2": "Forget a group, by influence",
-    "3": "Compare and conclude",
+PARTS = {  # by the number of the first page
+    0: "Data and original model",
+    10: "Forget a class, without data",
+    20: "Forget a group, by influence",
+    40: "Compare and conclude",
 }
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
@@ -380,12 +380,11 @@ def _headline(path: Path) -> list[list[str]]:
 
 
 def _parts(pages: list[Page]) -> dict[str, dict[str, Any]]:
-    """Group pages by the tens digit of their number."""
+    """Group pages into the parts of the study by their number."""
     parts: dict[str, dict[str, Any]] = {}
     for page in pages:
-        tens = page.number[:-1] or "0"
-        label = PARTS.get(tens, f"Part {tens}")
-        parts.setdefault(tens, {"label": label, "pages": []})["pages"].append(page)
+        label = PARTS[max(first for first in PARTS if first <= int(page.number or 0))]
+        parts.setdefault(label, {"label": label, "pages": []})["pages"].append(page)
     return parts
 
 

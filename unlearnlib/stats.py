@@ -1,10 +1,17 @@
-"""Summarise repeats: means with 95 % intervals."""
+"""Summarise repeats: means with 95 % intervals, and mixed models with corrected tests."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from statsmodels.formula import api as smf
+from statsmodels.regression.linear_model import RegressionResultsWrapper
+from statsmodels.regression.mixed_linear_model import MixedLMResultsWrapper
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
+
+Fitted = MixedLMResultsWrapper | RegressionResultsWrapper
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
@@ -43,3 +50,103 @@ def with_interval(mean: float, low: float, high: float, *, digits: int = 2) -> s
     if np.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(low) else f" ± {(high - low) / 2:.{digits}f}")
+
+
+def mixed_model(table: pd.DataFrame, formula: str, *, groups: Sequence[str]) -> Fitted:
+    """Fit a linear model with a random intercept for each combination of some columns, by REML.
+
+    Where the intercepts do not vary, their variance is zero, which can make the equations singular:
+    then the plain linear model is fitted, which is the same model at that boundary.
+
+    Args:
+        table: one row an observation.
+        formula: of the fixed effects, such as ``"value ~ percent"``.
+        groups: columns whose combinations have something in common, such as label and seed.
+
+    Raises:
+        ValueError: fewer than two combinations, so that no intercept can vary.
+    """
+    combination = table[list(groups)].astype(str).agg(" ".join, axis=1)
+    if combination.nunique() < 2:
+        raise ValueError(f"one combination of {list(groups)} alone; run more seeds or labels")
+    with warnings.catch_warnings():
+        # an intercept that does not vary lies on the boundary: the model is then the plain one
+        warnings.simplefilter("ignore")
+        model = smf.mixedlm(formula, table.assign(combination=combination), groups="combination")
+        try:
+            return model.fit(reml=True, method=["lbfgs", "powell"])
+        except np.linalg.LinAlgError:
+            return smf.ols(formula, table).fit()
+
+
+def size_effects(table: pd.DataFrame, *, values: Sequence[str]) -> pd.DataFrame:
+    """Estimate how scores move with the share removed, for each mode, with label and seed as groups.
+
+    Args:
+        table: with ``mode``, ``label``, ``seed``, ``percent`` and the scores.
+        values: columns of scores.
+
+    Returns:
+        a row for each mode with several sizes and each score: ``effect`` of ten percent more, its 95 % interval ``low`` and
+        ``high``, ``p`` and ``p_holm``, corrected over all rows.
+    """
+    rows = []
+    for mode, cell in table.groupby("mode"):
+        for value in values if cell["percent"].nunique() > 1 else []:
+            scaled = cell.assign(value=cell[value], share=cell["percent"] / 10)
+            fitted = mixed_model(scaled, "value ~ share", groups=["label", "seed"])
+            rows.append({"mode": mode, "score": value} | _effect(fitted, "share"))
+    return _corrected(rows)
+
+
+def against_reference(
+    table: pd.DataFrame,
+    *,
+    value: str,
+    by: str,
+    reference: str,
+    within: Sequence[str],
+    groups: Sequence[str],
+) -> pd.DataFrame:
+    """Estimate how far each level of a factor is from a reference level, in each part of a table.
+
+    Args:
+        table: one row an observation.
+        value: column of the score.
+        by: column of the factor.
+        reference: its level to compare with.
+        within: columns whose combinations are analysed apart.
+        groups: columns whose combinations share a random intercept.
+
+    Returns:
+        a row for each part and level: ``effect``, ``low``, ``high`` (95 %), ``p``, and ``p_holm``,
+        corrected over all rows.
+
+    Raises:
+        ValueError: a part without the reference.
+    """
+    rows = []
+    for part, cell in table.groupby(list(within)):
+        levels = [level for level in cell[by].unique() if level != reference]
+        if len(levels) == cell[by].nunique():
+            raise ValueError(f"no {by} {reference!r} in {part} to compare with")
+        named = cell.assign(value=cell[value], level=pd.Categorical(cell[by], [reference, *levels]))
+        fitted = mixed_model(named, "value ~ level", groups=groups)
+        rows += [
+            dict(zip(within, part, strict=True))
+            | {by: level, "reference": reference}
+            | _effect(fitted, f"level[T.{level}]")
+            for level in levels
+        ]
+    return _corrected(rows)
+
+
+def _effect(fitted: Fitted, name: str) -> dict[str, float]:
+    low, high = fitted.conf_int().loc[name].astype(float)
+    return {"effect": fitted.params[name], "low": low, "high": high, "p": fitted.pvalues[name]}
+
+
+def _corrected(rows: list[dict]) -> pd.DataFrame:
+    """Add Holm's correction over all rows."""
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=multipletests(table["p"].fillna(1.0), method="holm")[1])
