@@ -97,6 +97,43 @@ def test_the_study_is_in_working_order_even_when_quick(zero_shot: pd.DataFrame) 
     assert mean.loc[["gkt_prior", "deep_inversion_100"], "forget_accuracy"].max() < 20
 
 
+GROUP_COLUMNS = [
+    *["mode", "label", "size", "percent", "scheme", "estimator", "order", "scale", "seed"],
+    *["self_accuracy", "test_accuracy", "self_loss", "test_loss", "residual", "seconds"],
+]
+SCHEMES = ["original", "retrain", "one_step", "three_step", "moderate_only", "random_split"]
+
+
+@pytest.fixture(scope="module")
+def groups(tables: Path) -> pd.DataFrame:
+    return pd.read_csv(tables / "group_unlearning.csv", dtype={"label": str})
+
+
+def test_every_group_has_a_row_for_every_scheme_and_repeat(groups: pd.DataFrame) -> None:
+    assert set(GROUP_COLUMNS) <= set(groups)
+    study = yaml.safe_load((ROOT / "params/quick.yaml").read_text())["study"]
+    sources = [
+        ("coherent", str(k), size) for k in study["labels"] for size in study["coherent_sizes"]
+    ]
+    sources += [("random", "all", size) for size in study["random_sizes"]]
+    for scheme in SCHEMES:
+        rows = groups[groups["scheme"] == scheme]
+        found = set(zip(rows["mode"], rows["label"], rows["size"], rows["seed"], strict=True))
+        assert found == {(*source, seed) for source in sources for seed in study["seeds"]}
+    orders = groups[groups["scheme"] == "three_step"].groupby(["mode", "space"])["order"].nunique()
+    assert (orders == 6).all()
+    assert groups[GROUP_COLUMNS[-6:-2]].notna().all(axis=None)
+    updated = groups["scheme"].isin(SCHEMES[2:])
+    assert groups.loc[updated, "residual"].max() <= 0.01
+
+
+def test_updates_move_the_loss_on_the_group_towards_retraining(groups: pd.DataFrame) -> None:
+    mean = groups.assign(estimator=groups["estimator"].fillna("none"))
+    mean = mean.groupby(["scheme", "estimator"])["self_loss"].mean()
+    original = mean["original", "none"]
+    assert original < mean["one_step", "first_order"] < mean["retrain", "none"]
+
+
 def test_the_report_has_a_page_for_every_notebook(tables: Path) -> None:
     report = tables.parent
     stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}

@@ -1,0 +1,138 @@
+"""How well predicted changes agree with actual ones, and whether the convex control passes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+
+QUANTITIES = {"norm": "change of parameters", "self": "self loss", "test": "test loss"}
+
+
+def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
+    """Compare predicted with actual changes, one pair a group.
+
+    The line goes through the origin, since no removal is no change; its interval is that of least
+    squares with the HC3 covariance, as larger groups scatter more (Long & Ervin 2000). Groups that
+    share a fit are not independent, so that the interval is a lower bound of the uncertainty.
+
+    Args:
+        predicted: ``[N]``.
+        actual: ``[N]``, in the same unit.
+
+    Returns:
+        ``n``; Spearman's ``rank_correlation``; ``slope`` of predicted on actual with its 95 %
+        limits ``low`` and ``high``; ``underestimation``, the median of predicted / actual: below 1
+        where the change is underestimated.
+
+    Raises:
+        ValueError: fewer than three pairs, values that are not finite, or no actual change.
+    """
+    predicted, actual = np.asarray(predicted, dtype=float), np.asarray(actual, dtype=float)
+    if predicted.shape != actual.shape or predicted.ndim != 1 or len(actual) < 3:
+        raise ValueError(
+            f"predicted {predicted.shape} and actual {actual.shape}: give equally many of both, "
+            "at least 3"
+        )
+    if not np.isfinite([predicted, actual]).all() or not actual.all():
+        raise ValueError(
+            "a predicted or actual change is not finite, or an actual one is 0; leave such groups "
+            "out and say how many they are"
+        )
+    line = sm.OLS(predicted, actual).fit(cov_type="HC3")
+    low, high = line.conf_int()[0]
+    return {
+        "n": len(actual),
+        "rank_correlation": float(spearmanr(predicted, actual).statistic),
+        "slope": float(line.params[0]),
+        "low": float(low),
+        "high": float(high),
+        "underestimation": float(np.median(predicted / actual)),
+    }
+
+
+def agreements(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare every quantity of `convex.table_rows` by estimator: a row for each of both."""
+    return pd.DataFrame(
+        [
+            {"estimator": name, "quantity": title}
+            | agreement(rows[f"predicted_{key}"], rows[f"actual_{key}"])
+            for name, rows in table.groupby("estimator", sort=False)
+            for key, title in QUANTITIES.items()
+        ]
+    )
+
+
+def nearer(table: pd.DataFrame, estimator: str, *, than: str = "first_order") -> pd.DataFrame:
+    """Compare the relative errors of the parameters of two estimators, group by group.
+
+    Returns:
+        a row for each group: ``kind``, ``label``, ``percent``, ``seed``, the errors of both, and
+        ``nearer``, whether that of ``estimator`` is strictly smaller.
+
+    Raises:
+        ValueError: an estimator that the table does not hold.
+    """
+    if missing := {estimator, than} - set(table["estimator"]):
+        raise ValueError(
+            f"no rows of {sorted(missing)}; there are {sorted(set(table['estimator']))}"
+        )
+    keys = ["kind", "label", "percent", "seed"]
+    errors = table.assign(label=table["label"].fillna(-1)).pivot(
+        index=keys, columns="estimator", values="parameter_error"
+    )[[than, estimator]]
+    return errors.assign(nearer=errors[estimator] < errors[than]).reset_index()
+
+
+def marks(table: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
+    """Say of each mark of the convex control whether it holds.
+
+    Args:
+        table: rows of `convex.table_rows`.
+        percent: the first marks are those of groups up to this size, the last ones of those above.
+
+    Returns:
+        columns ``mark``, ``quantity``, ``groups``, ``measured``, ``required``, ``holds``.
+    """
+    small = agreements(table[table["percent"] <= percent]).set_index(["estimator", "quantity"])
+    rows = [*_agreement_marks(small, percent), *_order_marks(table, percent)]
+    return pd.DataFrame(rows)
+
+
+def _agreement_marks(small: pd.DataFrame, percent: float) -> Iterator[dict]:
+    wanted = [("newton", "rank_correlation", 0.99), ("newton", "slope", 0.05)]
+    wanted.append(("first_order", "rank_correlation", 0.95))
+    for estimator, key, bound in wanted:
+        for quantity in QUANTITIES.values():
+            row = small.loc[(estimator, quantity)]
+            of_slope = key == "slope"
+            yield {
+                "mark": f"{estimator}: {key.replace('_', ' ')}, up to {percent:g} %",
+                "quantity": quantity,
+                "groups": int(row["n"]),
+                "measured": f"{row[key]:.4f}",
+                "required": f"{1 - bound:g} to {1 + bound:g}" if of_slope else f">= {bound:g}",
+                "holds": bool(abs(row[key] - 1) <= bound if of_slope else row[key] >= bound),
+            }
+
+
+def _order_marks(table: pd.DataFrame, percent: float) -> Iterator[dict]:
+    large = table[table["percent"] > percent]
+    for estimator in ("second_order", "second_order_third"):
+        groups = nearer(large, estimator)
+        errors = groups.groupby("percent")[["first_order", estimator]].mean()
+        units = {
+            "mean at every size": errors[estimator] < errors["first_order"],
+            "every group": groups["nearer"],
+        }
+        for unit, held in units.items():
+            yield {
+                "mark": f"{estimator} nearer than first_order, above {percent:g} %: {unit}",
+                "quantity": QUANTITIES["norm"],
+                "groups": len(groups),
+                "measured": f"{int(held.sum())} of {len(held)}",
+                "required": "all",
+                "holds": bool(len(held) and held.all()),
+            }
