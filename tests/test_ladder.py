@@ -10,6 +10,7 @@ from torch import Tensor
 from toys import lines
 
 from unlearnlib import curvature, influence, ladder, retraining
+from unlearnlib.groups import random_group
 from unlearnlib.ladder import Setting
 from unlearnlib.solvers import Dense
 
@@ -122,6 +123,17 @@ def test_a_group_outside_the_sample_leaves_its_curvature():
 def test_an_empty_response_is_refused(options: dict):
     with pytest.raises(ValueError, match="give at least 1"):
         ladder.respond(setting(), GROUP, **options)
+
+
+def test_the_sample_is_independent_of_a_random_group_of_its_seed():
+    objective = logistic()
+    prepared = ladder.prepare(
+        objective.network, objective.inputs, objective.targets, l2=0.1, damping=0.1,
+        curvature_items=100, seed=3,
+    )  # fmt: skip
+    group = random_group(objective.items, size=100, seed=3)
+    assert 35 < torch.isin(group, prepared.sample).sum() < 65
+    assert len(prepared.sample.unique()) == 100
 
 
 def test_an_empty_sample_is_refused():

@@ -57,6 +57,7 @@ GAPS = {
     "curvature of the group": ("newton", "second_order"),
     "second term": ("second_order", "first_order"),
 }
+_SAMPLE_SEED = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,9 @@ def prepare(
     if curvature_items < 1:
         raise ValueError(f"curvature_items={curvature_items}: give at least 1, such as 10000")
     objective = Objective(network.eval(), images, labels, l2=l2, batch_size=500)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    # the draw of a random group of the same seed must not be that of the sample
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED + seed)
+    order = torch.randperm(len(labels), generator=generator)
     sample = order[:curvature_items]
     matrix = curvature.gauss_newton(objective, index=sample)
     system = Dense(matrix, damping)

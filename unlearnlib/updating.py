@@ -63,7 +63,8 @@ def run_one_step(spec: dict[str, Any]) -> dict[str, Any]:
             ``requests`` (list, see `removal.draw`), ``estimators`` (names in
             `influence.ESTIMATORS`, and `SECOND`), ``ratio`` of the parameters that pif, fif and
             gif may change, chosen by `selection.top_gradients`, and ``third_items``, how many
-            items, drawn at random, estimate the third derivative.
+            items, drawn at random by ``seed``, estimate the third derivative. That seed must be
+            none of the requests': equal seeds draw a random group and the sample alike.
 
     Returns:
         ``rows``: a dict of numbers for each group and estimator: the request, the scores of
