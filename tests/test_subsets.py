@@ -172,7 +172,7 @@ def criteria_spec(trained: dict, **changes: object) -> dict:
         trained
         | {
             "label": 3, "dampings": [0.01], "curvature_images": 60, "gradient_images": None,
-            "score_images": 20, "scales": [1, 4, 16, 64], "self_limit": 5.0, "bisections": 4,
+            "score_images": 20, "validation_images": 30, "scales": [1, 4, 16, 64], "self_limit": 5.0, "bisections": 4,
             "cases": [["gif", "top_outputs", 0.3], ["fif", "random", 0.3]],
         }
         | changes
@@ -220,6 +220,10 @@ def test_the_damping_is_the_one_that_keeps_the_most_validation_accuracy(trained)
     assert result["damping"] == 0.01
     assert result["rows"][2]["damping"] == 0.01
     assert {point["damping"] for point in result["curve"]} == {0.01, 1e6}
+    twice = subsets.run(spec | {"dampings": [0.01, 0.02]})
+    judged = {p["validation_accuracy"] for p in twice["curve"] if p["self_accuracy"] <= 5}
+    assert judged == {100.0}  # equals, of which the larger is taken
+    assert twice["damping"] == 0.02
     alone = subsets.run(criteria_spec(trained, cases=[["gif", "random", 0.3]]))
     assert result["rows"][2]["self_loss"] == alone["rows"][2]["self_loss"]
 

@@ -273,15 +273,15 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     The group is all training items of the class. The rows of the curvature and the gradient are
     computed once; each case then takes one solve and the judging of its scales. The damping is
     chosen without test data too: the first case is solved with each candidate, and the one that
-    keeps the highest validation accuracy at its scale serves every case.
+    keeps the highest validation accuracy at its scale, of equals the larger, serves every case.
 
     Args:
         spec: ``data``, ``original`` and ``retrained`` (files); ``label`` to forget; ``cases``,
             lists of estimator (``gif``, ``fif`` or ``pif``), criterion and ratio; ``l2``;
             ``dampings``, the candidates; ``curvature_images``, training items of the curvature;
             ``gradient_images``, items of the class that its gradient is estimated from, None for
-            all; ``score_images``, as many items of the class score the units and judge a scale,
-            and as many validation images of the other classes; ``scales``, ``self_limit`` and
+            all; ``score_images``, as many items of the class score the units and judge a scale;
+            ``validation_images`` of the other classes judge it too; ``scales``, ``self_limit`` and
             ``bisections`` of `choose_scale`; ``seed`` of all draws.
 
     Returns:
@@ -360,13 +360,13 @@ def _choose_damping(
         row, judged = _forget(task, system, case)
         found.append((system, row))
         curve += judged
-    system, row = max(
-        found,
-        key=lambda pair: (
-            pair[1]["judged_self"] <= spec["self_limit"],
-            pair[1]["judged_validation"],
-        ),
-    )
+
+    def quality(pair: tuple[Thin, dict[str, Any]]) -> tuple[bool, float, float]:
+        system, row = pair
+        forgotten = row["judged_self"] <= spec["self_limit"]
+        return forgotten, row["judged_validation"], system.damping
+
+    system, row = max(found, key=quality)
     return system, row, curve
 
 
@@ -424,7 +424,7 @@ def _judge(task: _Task, delta: Tensor) -> Judge:
     spec, objective = task.spec, task.objective
     forgotten = objective.inputs[task.scorers], objective.targets[task.scorers]
     images, labels = data.split(task.dataset, "validation")
-    stay = (labels != spec["label"]).nonzero().squeeze(1)[: spec["score_images"]]
+    stay = (labels != spec["label"]).nonzero().squeeze(1)[: spec["validation_images"]]
     staying = images[stay], labels[stay]
 
     def judge(scale: float) -> tuple[float, float]:
