@@ -56,7 +56,7 @@ def test_a_thin_system_is_the_dense_one():
     objective, thin, dense = both()
     gradient = curvature.gradient_sum(objective, index=GROUP)
     part = gradient[MASK]
-    pairs = [(thin, dense, gradient)]
+    pairs = [(thin, dense, gradient), (thin.at(0.5), Dense(dense.matrix, 0.48), gradient)]
     pairs += [(thin.block(MASK), dense.block(MASK), part)]
     pairs += [(thin.normal(MASK), dense.normal(MASK), part)]
     some = torch.arange(len(part)) % 2 == 0
@@ -171,7 +171,7 @@ def criteria_spec(trained: dict, **changes: object) -> dict:
     return (
         trained
         | {
-            "label": 3, "dampings": [0.01], "curvature_images": 60, "gradient_images": None,
+            "label": 3, "dampings": [0.01], "curvature_images": 60, "curvature_of": "all", "gradient_images": None,
             "score_images": 20, "validation_images": 30, "scales": [1, 4, 16, 64], "self_limit": 5.0, "bisections": 4,
             "cases": [["gif", "top_outputs", 0.3], ["fif", "random", 0.3]],
         }
@@ -211,6 +211,15 @@ def test_the_task_is_what_the_library_computes_by_hand(trained):
     assert row["self_loss"] == pytest.approx(scores["self_loss"], rel=1e-3)
     assert row["all_test_accuracy"] == pytest.approx(scores["test_accuracy"], abs=1e-3)
     assert row["update_norm"] == pytest.approx(2 * update.delta.norm().item(), rel=1e-3)
+
+
+def test_the_curvature_of_what_stays_holds_no_item_of_the_class(trained):
+    labels = data.split(data.load(trained["data"]), "train")[1]
+    for source, most in (("all", 199), ("kept", 179)):
+        spec = {"label": 3, "curvature_of": source, "curvature_images": most, "seed": 1}
+        index = subsets._curvature_items(labels, spec)
+        assert len(index.unique()) == most
+        assert (labels[index] == 3).any() == (source == "all")
 
 
 def test_the_damping_is_the_one_that_keeps_the_most_validation_accuracy(trained):
@@ -288,5 +297,7 @@ def test_larger_networks_agree_with_a_dense_solve(trained):
 def test_a_missing_estimator_or_too_many_images_are_refused(trained):
     with pytest.raises(ValueError, match="size=5000 of 199 items"):
         subsets.run(criteria_spec(trained, curvature_images=5000))
+    with pytest.raises(ValueError, match="unknown curvature_of 'none'; choose one of"):
+        subsets.run(criteria_spec(trained, curvature_of="none"))
     with pytest.raises(ValueError, match="unknown estimator 'lif'; choose one of"):
         subsets.run(criteria_spec(trained, cases=[["lif", "random", 0.1]]))

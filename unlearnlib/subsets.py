@@ -12,7 +12,9 @@ N (K-1). Signs and scales are those of `influence`: an update is *added*, and it
 removal, ``1/(n-m)`` of a solve.
 
 Removing a class is no small perturbation. The update therefore gives a direction, and `choose_scale`
-says how far to go along it.
+says how far to go along it. For the same reason the curvature may be taken over what stays, as in
+Newton's step: over all items, the curvature of the class itself holds back the directions that
+forget it.
 """
 
 import time
@@ -146,6 +148,12 @@ class Thin:
             matrix = of_rows @ self.gram @ of_rows + 2 * self.damping * of_rows
         return Core(matrix, torch.cholesky_inverse(cholesky(matrix)))
 
+    def at(self, damping: float) -> "Thin":
+        """Return the system at another damping, which shares ``X X^T``."""
+        other = replace(self, damping=damping)
+        vars(other)["gram"] = self.gram
+        return other
+
     def apply(self, v: Tensor) -> Tensor:
         """Compute ``A v`` for ``[P]``, in float64."""
         inner = self._forward(v.double())
@@ -278,7 +286,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         spec: ``data``, ``original`` and ``retrained`` (files); ``label`` to forget; ``cases``,
             lists of estimator (``gif``, ``fif`` or ``pif``), criterion and ratio; ``l2``;
-            ``dampings``, the candidates; ``curvature_images``, training items of the curvature;
+            ``dampings``, the candidates; ``curvature_images``, how many training items form the
+            curvature, and ``curvature_of`` which they are drawn from: ``all``, or those ``kept``;
             ``gradient_images``, items of the class that its gradient is estimated from, None for
             all; ``score_images``, as many items of the class score the units and judge a scale;
             ``validation_images`` of the other classes judge it too; ``scales``, ``self_limit`` and
@@ -338,7 +347,7 @@ def _task(spec: dict[str, Any]) -> _Task:
     objective = Objective(original, images, labels, l2=spec["l2"])
     request = {"mode": "coherent", "label": spec["label"], "seed": spec["seed"]}
     group = (labels == spec["label"]).nonzero().squeeze(1)
-    index = random_group(len(labels), size=spec["curvature_images"], seed=spec["seed"])
+    index = _curvature_items(labels, spec)
     return _Task(
         spec=spec,
         dataset=dataset,
@@ -355,8 +364,9 @@ def _choose_damping(
 ) -> tuple[Thin, dict[str, Any], list[dict[str, float]]]:
     """Solve a case with each damping; return the best one's system and row, and all curves."""
     spec, found, curve = task.spec, [], []
+    system = Thin(task.rows, 1.0)
     for damping in spec["dampings"]:
-        system = Thin(task.rows, spec["l2"] + damping)
+        system = system.at(spec["l2"] + damping)
         row, judged = _forget(task, system, case)
         found.append((system, row))
         curve += judged
@@ -409,6 +419,21 @@ def _measured(task: _Task, row: dict[str, Any]) -> dict[str, Any]:
     moved = influence.apply_update(task.objective.network, row["delta"], row["scale"])
     kept = {key: value for key, value in row.items() if key != "delta"}
     return kept | measure(moved, task.dataset, task.spec["label"])
+
+
+SOURCES = ("all", "kept")
+
+
+def _curvature_items(labels: Tensor, spec: dict[str, Any]) -> Tensor:
+    """Draw the items of the curvature: positions ``[N]``."""
+    if spec["curvature_of"] not in SOURCES:
+        raise ValueError(
+            f"unknown curvature_of {spec['curvature_of']!r}; choose one of {list(SOURCES)}"
+        )
+    source = torch.arange(len(labels))
+    if spec["curvature_of"] == "kept":
+        source = removal.rest(len(labels), labels == spec["label"])
+    return source[random_group(len(source), size=spec["curvature_images"], seed=spec["seed"])]
 
 
 def _group_gradient(objective: Objective, group: Tensor, request: dict[str, Any]) -> Tensor:
