@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import lines
 
-from unlearnlib import data, group_specs
+from unlearnlib import data, group_specs, models, removal, retraining
 
 WANTED = {"labels": [0, 8], "coherent_sizes": [5, 10], "random_sizes": [40]}
 
@@ -47,9 +47,20 @@ def test_gaps_are_to_the_model_retrained_without_the_same_group():
     assert gaps["self_loss"].to_dict() == {5: 0.5, 10: -1.0}
 
 
-def test_unseen_losses_are_of_each_class_and_of_all(tmp_path):
-    from unlearnlib import models, removal, retraining
+def test_sizes_of_one_label_and_seed_are_one_repeat():
+    rows = [
+        {"mode": "coherent", "label": label, "size": size, "seed": seed, "order": "near"}
+        | dict.fromkeys(group_specs.SCORES, float(size + seed))
+        for label in ("0", "8")
+        for seed in (0, 1)
+        for size in (5, 10)
+    ]
+    found = group_specs.over_sizes(pd.DataFrame(rows), by=["order"])
+    assert len(found) == 4
+    assert found.groupby("seed")["self_loss"].first().to_dict() == {0: 7.5, 1: 8.5}
 
+
+def test_unseen_losses_are_of_each_class_and_of_all(tmp_path):
     file = lines(tmp_path / "mnist.npz")
     spec = {"data": file, "model": "compact", "width": 0.25, "seed": 0, "epochs": 2}
     result = retraining.run(spec | {"batch_size": 50, "learning_rate": 0.01, "l2": 0.0})

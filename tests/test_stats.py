@@ -98,6 +98,11 @@ def test_the_size_effect_is_found_within_groups_whatever_their_levels():
     found = stats.size_effects(repeats(0.03), values=["score"]).iloc[0]
     assert found["effect"] == pytest.approx(0.3, abs=0.03)
     assert found["low"] < 0.3 < found["high"]
+    assert found["groups"] == 8
+    fitted = stats.mixed_model(repeats(0.03).assign(share=repeats(0.03)["percent"] / 10),
+                               "score ~ share", groups=["label", "seed"])  # fmt: skip
+    half = scipy.stats.t.ppf(0.975, 7) * fitted.bse["share"]  # seven degrees of freedom
+    assert found["high"] - found["effect"] == pytest.approx(half, rel=1e-3)
     assert found["p_holm"] < 1e-6
     flat = stats.size_effects(repeats(0.0), values=["score"]).iloc[0]
     assert flat["p"] > 0.01

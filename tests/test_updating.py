@@ -54,7 +54,7 @@ def test_the_stored_curvature_is_the_gauss_newton_matrix(spec: dict):
 @pytest.mark.parametrize("name", [*influence.ESTIMATORS, updating.SECOND])
 def test_one_step_is_the_estimators(spec: dict, name: str):
     dataset, objective = updating.objective_of(spec)
-    system, rows = updating.system_of(spec), []
+    system = updating.system_of(spec)
     rows = updating.run_one_step(spec | {"estimators": [name]})["rows"]
     assert [row["estimator"] for row in rows] == ["none", name] * 2
     for request, before, row in zip((COHERENT, RANDOM), rows[::2], rows[1::2], strict=True):

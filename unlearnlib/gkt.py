@@ -248,8 +248,8 @@ def stopping_point(leaks: list[float], at: list[int], *, limit: float, memory: f
     The leak is smoothed exponentially (`memory` is the weight of the past). An untrained student
     gives C_f its share of every image, so the rule waits until the smoothed leak is at most `limit`
     and takes the last snapshot before it next exceeds it. A leak seen at pseudo-batch n is that of
-    the student after pseudo-batch n - 1, whose snapshot therefore leaks too. Pseudo-batches without an image that the
-    teacher gives to C_f say nothing and leave the smoothed value as it was.
+    the student after pseudo-batch n - 1, whose snapshot therefore leaks too. Pseudo-batches without
+    an image that the teacher gives to C_f say nothing and leave the smoothed value as it was.
 
     Args:
         leaks: the leak at pseudo-batches 1, 2, ..., NaN where there is none.

@@ -41,11 +41,11 @@ def name(request: Request) -> str:
 
 def by_source(requests: list[Request]) -> dict[str, list[Request]]:
     """Sort requests by what they draw from: a name such as ``label8`` or ``random``, for tasks."""
-    sorted_: dict[str, list[Request]] = {}
+    sources: dict[str, list[Request]] = {}
     for request in requests:
-        name = "random" if request["mode"] == "random" else f"label{request['label']}"
-        sorted_.setdefault(name, []).append(request)
-    return sorted_
+        source = "random" if request["mode"] == "random" else f"label{request['label']}"
+        sources.setdefault(source, []).append(request)
+    return sources
 
 
 def tidy(rows: list[dict[str, Any]], dataset: data.Dataset) -> pd.DataFrame:
@@ -102,6 +102,15 @@ def curvatures(
         seed: entries | {"curvature": store / f"compact-seed{seed}.pt"}
         for seed, entries in shared.items()
     }
+
+
+def over_sizes(table: pd.DataFrame, *, by: list[str]) -> pd.DataFrame:
+    """Average the scores of `SCORES` over sizes, for each mode, label, seed and further columns.
+
+    Groups of one label and seed are nested in one another and share a model, so that they are one
+    repeat and not as many as there are sizes.
+    """
+    return table.groupby(["mode", "label", "seed", *by], as_index=False)[SCORES].mean()
 
 
 def unseen_loss(

@@ -33,12 +33,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from unlearnlib import curvature, data, influence, models, networks, removal
+from unlearnlib import curvature, data, influence, models, removal, retraining
 from unlearnlib.curvature import Objective
 from unlearnlib.solvers import Dense, Operator, SolveError, System
-from unlearnlib.steps import batches, finite, one_cycle
 
-ARCHITECTURES = networks.ARCHITECTURES  # those of `networks` are known from here on
 RUNGS = (
     "original",
     "cold",
@@ -218,21 +216,15 @@ def train_near(
     Raises:
         FloatingPointError: a loss that is not finite.
     """
-    trained = copy.deepcopy(network).train()
-    start = [p.detach().clone() for p in network.parameters()]
-    count = epochs * max(1, len(images) // batch_size)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate, weight_decay=l2)
-    schedule = one_cycle(optimizer, learning_rate, steps=count)
-    generator = torch.Generator().manual_seed(seed)
-    for index in batches(len(images), batch_size=batch_size, steps=count, generator=generator):
-        loss = F.cross_entropy(trained(images[index]), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for p, anchor in zip(trained.parameters(), start, strict=True):
-            p.grad += damping * (p.detach() - anchor)
-        optimizer.step()
-        schedule.step()
-        finite(loss)
+    trained = copy.deepcopy(network)
+    for p, anchor in zip(trained.parameters(), network.parameters(), strict=True):
+        p.register_hook(
+            lambda slope, p=p, anchor=anchor: slope + damping * (p.detach() - anchor.detach())
+        )
+    retraining.fit(
+        trained, images, labels, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, l2=l2, seed=seed,
+    )  # fmt: skip
     return trained.eval()
 
 

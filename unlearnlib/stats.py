@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from statsmodels.formula import api as smf
 from statsmodels.regression.linear_model import RegressionResultsWrapper
 from statsmodels.regression.mixed_linear_model import MixedLMResultsWrapper
@@ -55,6 +56,9 @@ def with_interval(mean: float, low: float, high: float, *, digits: int = 2) -> s
 def mixed_model(table: pd.DataFrame, formula: str, *, groups: Sequence[str]) -> Fitted:
     """Fit a linear model with a random intercept for each combination of some columns, by REML.
 
+    Observations of one combination count as repeats of their residual, so what is nested in a
+    combination (sizes drawn from one another) should be averaged before.
+
     Where the intercepts do not vary, their variance is zero, which can make the equations singular:
     then the plain linear model is fitted, which is the same model at that boundary.
 
@@ -87,15 +91,17 @@ def size_effects(table: pd.DataFrame, *, values: Sequence[str]) -> pd.DataFrame:
         values: columns of scores.
 
     Returns:
-        a row for each mode with several sizes and each score: ``effect`` of ten percent more, its 95 % interval ``low`` and
-        ``high``, ``p`` and ``p_holm``, corrected over all rows.
+        a row for each mode with several sizes and each score: ``groups`` (how many), ``effect`` of ten percent more, its
+        95 % interval ``low`` and ``high`` (Student's t), ``p`` and ``p_holm``, corrected over all rows.
     """
     rows = []
     for mode, cell in table.groupby("mode"):
         for value in values if cell["percent"].nunique() > 1 else []:
             scaled = cell.assign(value=cell[value], share=cell["percent"] / 10)
             fitted = mixed_model(scaled, "value ~ share", groups=["label", "seed"])
-            rows.append({"mode": mode, "score": value} | _effect(fitted, "share"))
+            rows.append(
+                {"mode": mode, "score": value} | _effect(fitted, "share", cell, ["label", "seed"])
+            )
     return _corrected(rows)
 
 
@@ -119,7 +125,8 @@ def against_reference(
         groups: columns whose combinations share a random intercept.
 
     Returns:
-        a row for each part and level: ``effect``, ``low``, ``high`` (95 %), ``p``, and ``p_holm``,
+        a row for each part and level: ``groups`` (how many), ``effect``, ``low``, ``high`` (95 %,
+        Student's t), ``p``, and ``p_holm``,
         corrected over all rows.
 
     Raises:
@@ -135,15 +142,24 @@ def against_reference(
         rows += [
             dict(zip(within, part, strict=True))
             | {by: level, "reference": reference}
-            | _effect(fitted, f"level[T.{level}]")
+            | _effect(fitted, f"level[T.{level}]", cell, groups)
             for level in levels
         ]
     return _corrected(rows)
 
 
-def _effect(fitted: Fitted, name: str) -> dict[str, float]:
-    low, high = fitted.conf_int().loc[name].astype(float)
-    return {"effect": fitted.params[name], "low": low, "high": high, "p": fitted.pvalues[name]}
+def _effect(
+    fitted: Fitted, name: str, table: pd.DataFrame, groups: Sequence[str]
+) -> dict[str, float]:
+    """Read a coefficient with Student's t at one degree of freedom less than there are groups.
+
+    The normal quantiles of the fit are too narrow for a handful of groups.
+    """
+    count = len(table[list(groups)].drop_duplicates())
+    effect, error = fitted.params[name], fitted.bse[name]
+    half = student.ppf(0.975, count - 1) * error
+    p = 2 * student.sf(abs(effect / error), count - 1)
+    return {"groups": count, "effect": effect, "low": effect - half, "high": effect + half, "p": p}
 
 
 def _corrected(rows: list[dict]) -> pd.DataFrame:
