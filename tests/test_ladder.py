@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from influence_tasks import logistic
-from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 from toys import lines
 
@@ -154,14 +153,6 @@ def test_a_response_that_is_not_finite_is_refused():
 
 
 # ---------------------------------------------------------------------------------- measures
-
-
-def test_jensen_shannon_is_that_of_scipy():
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randn(2, 20, 5, generator=generator)
-    expected = jensenshannon(one.softmax(1).numpy(), other.softmax(1).numpy(), axis=1) ** 2
-    assert ladder.jensen_shannon(one, other) == pytest.approx(expected.mean(), rel=1e-5)
-    assert ladder.jensen_shannon(one, one) == pytest.approx(0, abs=1e-12)
 
 
 def test_logits_are_compared_up_to_a_constant():

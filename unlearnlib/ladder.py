@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from unlearnlib import curvature, data, influence, models, removal, retraining
 from unlearnlib.curvature import Objective
+from unlearnlib.fidelity import jensen_shannon
 from unlearnlib.solvers import Dense, Operator, SolveError, System
 
 RUNGS = (
@@ -345,16 +346,6 @@ def _sampled(
 
 
 # ---------------------------------------------------------------------------------- measures
-
-
-def jensen_shannon(one: Tensor, other: Tensor) -> float:
-    """Compute the mean Jensen-Shannon divergence of softmaxes of logits ``[N, K]``, in nats.
-
-    Between 0 and ln 2; the measure of distance between unlearned and retrained outputs.
-    """
-    a, b = one.double().log_softmax(1), other.double().log_softmax(1)
-    middle = torch.logaddexp(a, b) - torch.tensor(2.0).double().log()
-    return ((a.exp() * (a - middle) + b.exp() * (b - middle)).sum(1).mean() / 2).item()
 
 
 def logit_distance(one: Tensor, other: Tensor) -> float:
