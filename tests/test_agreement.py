@@ -86,3 +86,22 @@ def test_a_tie_is_not_nearer():
 def test_an_estimator_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no rows of .'gif'.*first_order"):
         agreement.nearer(control(), "gif")
+
+
+def test_remedies_count_wrong_signs_and_ranks():
+    table = control().assign(predicted_test_linear=lambda t: t["predicted_test"])
+    longer = [
+        table[table["estimator"] == "first_order"].assign(estimator=f"first_order_x{scale:g}")
+        for scale in (1.5, 2, 3)
+    ]
+    table = pd.concat([table, *longer])
+    wrong = (table["estimator"] == "first_order") & (table["percent"] == 2.0)
+    table.loc[wrong, "predicted_test"] *= -1
+    found = agreement.remedies(table, control()).set_index("attempt")
+    assert found.loc["first order", "groups"] == 4
+    assert found.loc["first order", "wrong_sign"] == 1
+    assert found.loc["first order", "rank_correlation"] == pytest.approx(0.8)
+    for attempt in ("test loss to first order too", "step times 2", "stronger penalty"):
+        assert found.loc[attempt, "wrong_sign"] == 0
+        assert found.loc[attempt, "rank_correlation"] == pytest.approx(1)
+    assert {"first order, random groups", "first order, 2 %"} <= set(found.index)

@@ -138,6 +138,12 @@ def test_a_run_measures_what_it_says(small: Path):
         # the triangle inequality ties the error to the norms
         gap = abs(newton["norm"] - group["actual"]["norm"]) / group["actual"]["norm"]
         assert gap <= newton["parameter_error"]
+        first, longer = (group["estimates"][name] for name in ("first_order", "first_order_x2"))
+        assert longer["norm"] == pytest.approx(2 * first["norm"])
+        assert longer["linear"] == pytest.approx(2 * first["linear"])
+        # twice the step has the linear part twice and the rest about four times
+        rest = [row["test"] - row["linear"] for row in (first, longer)]
+        assert rest[1] == pytest.approx(4 * rest[0], rel=0.2)
 
 
 def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):

@@ -101,6 +101,57 @@ def marks(table: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
+    """Compare ways to mend how the first order predicts the test loss of small groups.
+
+    Args:
+        table: rows of `convex.table_rows`.
+        stronger: the same of a regression with a stronger penalty.
+        percent: only groups up to this size.
+
+    Returns:
+        a row for each attempt: ``attempt``, ``groups``, ``rank_correlation`` of predicted with
+        actual change, and ``wrong_sign``, how many groups get the wrong sign. First the estimate
+        as it is, then the remedies, then parts of the groups.
+    """
+    small, other = (rows[rows["percent"] <= percent] for rows in (table, stronger))
+    first = _of(small, "first_order")
+    cases = {
+        "first order": (first, "predicted_test"),
+        "test loss to first order too": (first, "predicted_test_linear"),
+        **{
+            f"step times {scale:g}": (_of(small, f"first_order_x{scale:g}"), "predicted_test")
+            for scale in (1.5, 2, 3)
+        },
+        "stronger penalty": (_of(other, "first_order"), "predicted_test"),
+        "curvature of the group: second order": (_of(small, "second_order"), "predicted_test"),
+        "curvature of the group: Newton": (_of(small, "newton"), "predicted_test"),
+        **{
+            f"first order, {kind} groups": (rows, "predicted_test")
+            for kind, rows in first.groupby("kind", sort=False)
+        },
+        **{
+            f"first order, {size:g} %": (rows, "predicted_test")
+            for size, rows in first.groupby("percent")
+        },
+    }
+    return pd.DataFrame(
+        [
+            {
+                "attempt": name,
+                "groups": len(rows),
+                "rank_correlation": spearmanr(rows[column], rows["actual_test"]).statistic,
+                "wrong_sign": int((rows[column] * rows["actual_test"] < 0).sum()),
+            }
+            for name, (rows, column) in cases.items()
+        ]
+    )
+
+
+def _of(table: pd.DataFrame, estimator: str) -> pd.DataFrame:
+    return table[table["estimator"] == estimator]
+
+
 def _agreement_marks(small: pd.DataFrame, percent: float) -> Iterator[dict]:
     wanted = [("newton", "rank_correlation", 0.99), ("newton", "slope", 0.05)]
     wanted.append(("first_order", "rank_correlation", 0.95))

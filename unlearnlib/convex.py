@@ -18,17 +18,20 @@ from torch.nn import functional as F
 from unlearnlib import curvature, data
 from unlearnlib.curvature import Objective
 from unlearnlib.groups import coherent_group, distances, random_group
-from unlearnlib.influence import Update, apply_update, estimate, without
+from unlearnlib.influence import apply_update, estimate, without
 from unlearnlib.networks import Logistic
 from unlearnlib.solvers import Dense, Operator, conjugate_gradient
 
 KINDS = ("random", "coherent", "neighbours")
-# name in tables: estimator of `influence`, with its third-derivative term or not
+# name in tables: estimator of `influence`, with its third-derivative term or not, and its scale
 ESTIMATORS = {
-    "first_order": ("first_order", False),
-    "newton": ("newton", False),
-    "second_order": ("second_order", False),
-    "second_order_third": ("second_order", True),
+    "first_order": ("first_order", False, 1.0),
+    "newton": ("newton", False, 1.0),
+    "second_order": ("second_order", False, 1.0),
+    "second_order_third": ("second_order", True, 1.0),
+    "first_order_x1.5": ("first_order", False, 1.5),
+    "first_order_x2": ("first_order", False, 2.0),
+    "first_order_x3": ("first_order", False, 3.0),
 }
 
 
@@ -161,12 +164,14 @@ class Fit:
     Attributes:
         objective: over S, at θ̂.
         test: over the test images, without penalty.
+        slope: gradient ``[P]`` of the test loss at θ̂.
         system: the Hessian over S, factored, without damping.
         minimum: how the fit ended.
     """
 
     objective: Objective
     test: Objective
+    slope: Tensor
     system: Dense
     minimum: Minimum
 
@@ -196,7 +201,8 @@ def fit(dataset: data.Dataset, *, items: int, pool: int, l2: float, seed: int) -
     images, labels = data.split(dataset, "test")
     test = replace(objective, inputs=_pooled(images, pool), targets=labels, l2=0.0)
     matrix = curvature.gauss_newton(replace(objective, batch_size=200))
-    return Fit(objective, test, Dense(matrix), minimum)
+    slope = curvature.gradient_sum(test) / test.items
+    return Fit(objective, test, slope, Dense(matrix), minimum)
 
 
 def _pooled(images: Tensor, pool: int) -> Tensor:
@@ -212,8 +218,8 @@ def removal(fitted: Fit, group: Tensor) -> dict[str, Any]:
         ``steps`` and ``gradient_norm`` of retraining; ``actual``: its ``norm`` ``‖δ‖``, and the
         changes of mean cross-entropy on the group (``self``) and on the test images (``test``), in
         nats; ``estimates``: for each estimator the same three as predicted, evaluated at θ̂ + δ,
-        and ``parameter_error`` ``‖δ - δ*‖ / ‖δ*‖``, ``cosine``, ``residual`` of its solves and
-        ``seconds``.
+        ``linear``, the change of the test loss to first order in δ, and ``parameter_error``
+        ``‖δ - δ*‖ / ‖δ*‖``, ``cosine``, ``residual`` of its solves and ``seconds``.
     """
     started = time.perf_counter()
     kept = without(fitted.objective, group)
@@ -222,14 +228,19 @@ def removal(fitted: Fit, group: Tensor) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     exact = curvature.flatten(retrained) - curvature.flatten(kept.network)
     rows = {}
-    for name, (estimator, third) in ESTIMATORS.items():
+    for name, (estimator, third, scale) in ESTIMATORS.items():
         started = time.perf_counter()
         update = estimate(
             estimator, fitted.objective, group, fitted.system, kind="hessian", third=third
         )
         spent = time.perf_counter() - started
-        rows[name] = _changes(fitted, group, update.delta) | _errors(update, exact)
-        rows[name]["seconds"] = spent
+        delta = scale * update.delta
+        rows[name] = _changes(fitted, group, delta) | _errors(delta, exact)
+        rows[name] |= {
+            "linear": (fitted.slope @ delta).item(),
+            "residual": update.residual,
+            "seconds": spent,
+        }
     return {
         "steps": minimum.steps,
         "gradient_norm": minimum.gradient_norm,
@@ -253,12 +264,10 @@ def _changes(fitted: Fit, group: Tensor, delta: Tensor) -> dict[str, float]:
     return {"norm": delta.norm().item()} | changes
 
 
-def _errors(update: Update, exact: Tensor) -> dict[str, float]:
-    delta = update.delta
+def _errors(delta: Tensor, exact: Tensor) -> dict[str, float]:
     return {
         "parameter_error": ((delta - exact).norm() / exact.norm()).item(),
         "cosine": F.cosine_similarity(delta, exact, dim=0).item(),
-        "residual": update.residual,
     }
 
 
@@ -318,6 +327,7 @@ def table_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for key in ("norm", "self", "test")
             for side, values in (("predicted", row), ("actual", group["actual"]))
         }
+        | {"predicted_test_linear": row["linear"]}
         | {"residual": row["residual"], "seconds": row["seconds"]}
         | {"retrain_seconds": group["seconds"], "retrain_gradient_norm": group["gradient_norm"]}
         for record in records
