@@ -54,3 +54,33 @@ def test_classes_without_images_have_no_accuracy():
         metrics.forget_accuracy(counts(), [3])
     with pytest.raises(ValueError, match=r"no image of the classes \[3\]"):
         metrics.retain_accuracy(counts(), [0, 1, 2])
+
+
+def test_confusion_shift_is_the_share_that_would_have_to_change():
+    one = torch.tensor([[8, 2, 0], [0, 5, 0], [1, 1, 2]])
+    other = torch.tensor([[6, 2, 2], [0, 5, 0], [0, 0, 4]])
+    found = metrics.confusion_shift(one, other)
+    torch.testing.assert_close(found, torch.tensor([20.0, 0.0, 50.0], dtype=torch.float64))
+    assert metrics.confusion_shift(one, one).sum() == 0
+
+
+def test_confusion_shift_of_different_images_is_refused():
+    with pytest.raises(ValueError, match="evaluate both on the same"):
+        metrics.confusion_shift(torch.eye(3).long(), 2 * torch.eye(3).long())
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    # two bins: confidence 0.6, right in half of the cases; confidence 0.9, always right
+    probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.1, 0.9]]).double()
+    found = metrics.calibration_error(probabilities.log(), torch.tensor([0, 1, 1, 1]))
+    assert found == pytest.approx(100 * (2 * 0.1 + 2 * 0.1) / 4)
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_is_calibrated():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(200_000, 3, generator=generator).double().softmax(1)
+    labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    assert metrics.calibration_error(probabilities.log(), labels) < 0.5
+    assert metrics.calibration_error(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == 25
+    with pytest.raises(ValueError, match="no items"):
+        metrics.calibration_error(torch.zeros(0, 2), torch.zeros(0).long())

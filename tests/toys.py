@@ -90,10 +90,10 @@ def statistics_by_hand(network: Tiny, images: Tensor) -> float:
     return total
 
 
-def lines(path: Path) -> Path:
-    """Write a data set in which the class is the row of a bright line: 200, 40 and 30 images."""
+def lines(path: Path, *, test: int = 30) -> Path:
+    """Write a data set whose class is the row of a bright line: 200, 40 and `test` images."""
     randomness, parts = np.random.default_rng(0), []
-    for count in (200, 40, 30):
+    for count in (200, 40, test):
         labels = np.arange(count) % 10
         images = randomness.integers(0, 50, (count, 28, 28), dtype=np.uint8)
         images[np.arange(count), 2 * labels + 4] = 255

@@ -1,0 +1,361 @@
+"""One arena: the same forget requests, given to every method that can serve them.
+
+A request names what is to go: ``classes`` (all items of them), or a group of training items as in
+`removal.draw`. A method belongs to a family, which says what it reads beside the original model:
+
+=============  ==========================================  ==========================
+family         reads                                       serves
+=============  ==========================================  ==========================
+``data``       the forgotten and the retained items        every request
+``influence``  gradients and curvature of the same items   every request
+``zero_shot``  nothing                                     classes, but not groups
+=============  ==========================================  ==========================
+
+All start from an original model of the same architecture, trained on the regularised objective that
+influence assumes, and are compared with a model that was retrained without the items.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnlib import (
+    classes,
+    curvature,
+    data,
+    gkt,
+    influence,
+    inversion,
+    models,
+    noise,
+    removal,
+    retraining,
+    selection,
+)
+from unlearnlib.baselines import BASELINES
+from unlearnlib.curvature import Objective
+from unlearnlib.influence import Update
+from unlearnlib.solvers import Dense
+from unlearnlib.subsets import choose_scale
+
+Request = dict[str, Any]
+FAMILIES = {"data": "with data", "zero_shot": "zero-shot", "influence": "influence"}
+ZERO_SHOT = ("mm_noise", "gkt", "deep_inversion")  # kinds
+SCALED = "_scaled"  # ending of an influence estimator whose scale is chosen on validation images
+SECOND_CUBIC = "second_order_cubic"  # the second order with its third-derivative term
+_SAMPLE_SEED = 1_000_000  # none of the requests', which draw from the same permutations
+
+
+def not_applicable(family: str, method: str, request: Request) -> str | None:
+    """Tell why a method cannot serve a request, or return None where it can.
+
+    Raises:
+        ValueError: unknown family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}; choose one of {list(FAMILIES)}")
+    if "classes" in request:
+        return None
+    if family == "zero_shot":
+        return "takes classes: without data it cannot know the items of a group"
+    if method.endswith(SCALED):
+        return "the scale that forgets is known for classes only: a group may stay well predicted"
+    return None
+
+
+# ------------------------------------------------------------------------------------- items
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Hold the training items of the arena, and which of them are to go.
+
+    Attributes:
+        images: ``[n, C, H, W]`` in [0, 1].
+        labels: ``[n]``.
+        forgotten: positions ``[m]``, ascending.
+        kept: the other positions.
+    """
+
+    images: Tensor
+    labels: Tensor
+    forgotten: Tensor
+    kept: Tensor
+
+    def part(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels at some positions."""
+        return self.images[positions], self.labels[positions]
+
+
+def items_of(dataset: data.Dataset, count: int | None, request: Request | None) -> Items:
+    """Draw the training items of the arena, the same for every model, and those of a request.
+
+    Args:
+        dataset: whose training split they come from.
+        count: how many, drawn at random; None for all.
+        request: what is to go; None for nothing.
+
+    Raises:
+        ValueError: more items than there are, classes that are not there or all that there are, or
+            a group that the items cannot give.
+    """
+    images, labels = data.split(dataset, "train")
+    if count is not None:
+        if not 1 <= count <= len(labels):
+            raise ValueError(f"items={count}: the training split has {len(labels)}; give 1 to that")
+        drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count]
+        images, labels = images[drawn], labels[drawn]
+    forgotten = _positions(labels, request)
+    return Items(images, labels, forgotten, removal.rest(len(labels), forgotten))
+
+
+def _positions(labels: Tensor, request: Request | None) -> Tensor:
+    if request is None:
+        return torch.empty(0, dtype=torch.long)
+    if "classes" in request:
+        chosen = classes.check_forget_classes(request["classes"], data.NUM_CLASSES)
+        return classes.forget_mask(labels, chosen).nonzero().squeeze(1)
+    return removal.draw(labels, request)
+
+
+def _loaded(spec: dict[str, Any], request: Request | None) -> Items:
+    return items_of(data.load(spec["data"]), spec["items"], request)
+
+
+# ------------------------------------------------------------------------------------ models
+
+
+def run_training(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train an original model, or one without the items of a request.
+
+    Args:
+        spec: ``data`` (file of the data set), ``items`` (see `items_of`), ``model``, ``width`` and
+            ``seed``, the keywords ``epochs``, ``batch_size``, ``learning_rate`` and ``l2`` of
+            `retraining.fit`, and ``request`` (None: the original).
+
+    Returns:
+        ``model`` (packed), ``losses`` by epoch, ``train_images`` and ``shape`` of an image.
+    """
+    items = _loaded(spec, spec["request"])
+    torch.manual_seed(spec["seed"])  # pairs a retrained model with the original of its seed
+    network = models.build(spec["model"], width=spec["width"])
+    options = {key: spec[key] for key in retraining.RECIPE} | {"seed": spec["seed"]}
+    losses = retraining.fit(network, *items.part(items.kept), **options)
+    return {
+        "model": models.pack(network),
+        "losses": losses,
+        "train_images": len(items.kept),
+        "shape": list(items.images.shape[1:]),
+    }
+
+
+# ------------------------------------------------------------------------------------ unlearn
+
+
+def _result(request: Request, method: str, network: nn.Module, started: float) -> dict[str, Any]:
+    return {
+        "models": {request["name"]: {method: models.pack(network)}},
+        "seconds": {request["name"]: {method: time.perf_counter() - started}},
+    }
+
+
+def run_baseline(spec: dict[str, Any]) -> dict[str, Any]:
+    """Unlearn with the data at hand, see `baselines`.
+
+    Args:
+        spec: ``method`` (a name in `baselines.BASELINES`), ``request``, ``original`` (file of the
+            model), ``data``, ``items``, ``seed``, ``settings`` (keywords of the method), and
+            ``retained_items``, how many of those that stay it may read, drawn at random.
+
+    Returns:
+        by request and method the packed ``models``, and the ``seconds`` that they took.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if spec["method"] not in BASELINES:
+        raise ValueError(f"unknown method {spec['method']!r}; choose one of {sorted(BASELINES)}")
+    items, original = _loaded(spec, spec["request"]), models.load(spec["original"])
+    generator = torch.Generator().manual_seed(spec["seed"])
+    order = torch.randperm(len(items.kept), generator=generator)[: spec["retained_items"]]
+    started = time.perf_counter()
+    network = BASELINES[spec["method"]](
+        original, items.part(items.forgotten), items.part(items.kept[order]), seed=spec["seed"],
+        **spec["settings"],
+    )  # fmt: skip
+    return _result(spec["request"], spec["method"], network, started)
+
+
+def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
+    """Unlearn from the original model alone.
+
+    Args:
+        spec: ``method`` (its name in tables), ``kind`` (one of `ZERO_SHOT`), ``request``,
+            ``original``, ``seed`` and ``settings``: keywords of `noise.Settings` or
+            `gkt.Settings`, or for DeepInversion ``synthesis`` and ``distillation``.
+
+    Returns:
+        as `run_baseline`.
+
+    Raises:
+        ValueError: unknown kind, or a request for a group.
+    """
+    request, kind = spec["request"], spec["kind"]
+    if reason := not_applicable("zero_shot", spec["method"], request):
+        raise ValueError(f"request {request['name']!r}: {spec['method']} {reason}")
+    teacher, shape = models.load_teacher(spec["original"], request["classes"])
+    started = time.perf_counter()
+    options = {"forget_classes": request["classes"], "seed": spec["seed"]}
+    if kind == "mm_noise":
+        network = noise.unlearn(
+            teacher, shape=shape, num_classes=models.num_classes(teacher),
+            settings=noise.Settings(**spec["settings"]), **options,
+        )["model"]  # fmt: skip
+    elif kind == "gkt":
+        result = gkt.transfer_knowledge(
+            teacher, shape=shape, settings=gkt.Settings(**spec["settings"]), **options
+        )
+        network = models.unpack(result["model"])
+    elif kind == "deep_inversion":
+        network = _invert(teacher, shape, options, spec["settings"])
+    else:
+        raise ValueError(f"unknown kind {kind!r}; choose one of {list(ZERO_SHOT)}")
+    return _result(request, spec["method"], network, started)
+
+
+def _invert(
+    teacher: nn.Module, shape: tuple[int, int, int], options: dict, settings: dict[str, Any]
+) -> nn.Module:
+    """Draw images by DeepInversion and distil the teacher on them."""
+    images, _ = inversion.synthesise(
+        teacher, shape=shape, num_classes=models.num_classes(teacher),
+        settings=inversion.Synthesis(**settings["synthesis"]), **options,
+    )  # fmt: skip
+    distillation = inversion.Distillation(**settings["distillation"])
+    return inversion.distil(teacher, images, settings=distillation, **options)[0]
+
+
+# ---------------------------------------------------------------------------------- influence
+
+
+def run_influence(spec: dict[str, Any]) -> dict[str, Any]:
+    """Unlearn several requests by influence, with every estimator, from one original model.
+
+    The Gauss-Newton matrix is formed once, on a random sample C of the items, and shared by all
+    requests. Newton's is that of C without the forgotten items, and so never indefinite.
+
+    Args:
+        spec: ``original``, ``data``, ``items``, ``l2``, ``damping``, ``seed``; ``requests``
+            (list), ``methods`` (list of names in `influence.ESTIMATORS`, `SECOND_CUBIC`, or one
+            of these with the ending `SCALED`), ``curvature_items`` of C, ``ratio`` of the
+            parameters that pif, fif and gif may change, ``third_items``; and ``scales``,
+            ``self_limit``, ``bisections`` of `subsets.choose_scale`.
+
+    Returns:
+        as `run_baseline`, the seconds with those of the shared matrix; ``scales`` by request and
+        method; ``residual``, the largest relative residual of a solve.
+    """
+    dataset, original = data.load(spec["data"]), models.load(spec["original"]).eval()
+    everything = items_of(dataset, spec["items"], None)
+    objective = Objective(
+        original, everything.images, everything.labels, l2=spec["l2"], batch_size=200
+    )
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED + spec["seed"])
+    sample = torch.randperm(objective.items, generator=generator)[: spec["curvature_items"]]
+    matrix = curvature.gauss_newton(objective, index=sample)
+    shared = time.perf_counter() - started
+    found: dict[str, Any] = {"models": {}, "seconds": {}, "scales": {}, "residual": 0.0}
+    for request in spec["requests"]:
+        items = items_of(dataset, spec["items"], request)
+        task = _Influence(objective, items, sample, matrix, spec, dataset)
+        rows = {
+            method: task.unlearn(method)
+            for method in spec["methods"]
+            if not not_applicable("influence", method, request)
+        }
+        name = request["name"]
+        found["models"][name] = {
+            method: models.pack(row["network"]) for method, row in rows.items()
+        }
+        found["seconds"][name] = {m: shared + row["seconds"] for m, row in rows.items()}
+        found["scales"][name] = {m: row["scale"] for m, row in rows.items()}
+        found["residual"] = max(found["residual"], *(row["residual"] for row in rows.values()))
+    return found
+
+
+@dataclass(eq=False)
+class _Influence:
+    """One request of `run_influence`."""
+
+    objective: Objective
+    items: Items
+    sample: Tensor
+    matrix: Tensor
+    spec: dict[str, Any]
+    dataset: data.Dataset
+
+    def unlearn(self, method: str) -> dict[str, Any]:
+        """Move the original model by the update of a method."""
+        started = time.perf_counter()
+        update = self._update(method.removesuffix(SCALED))
+        scale = self._scale(update) if method.endswith(SCALED) else 1.0
+        return {
+            "network": influence.apply_update(self.objective.network, update.delta, scale),
+            "seconds": time.perf_counter() - started,
+            "scale": scale,
+            "residual": update.residual,
+        }
+
+    def _update(self, estimator: str) -> Update:
+        group, system = self.items.forgotten, Dense(self.matrix, self.spec["damping"])
+        sizes = {"items": self.objective.items, "removed": len(group)}
+        if estimator == "newton":
+            return influence.newton(self._gradient(), self._kept(), **sizes)
+        if estimator == SECOND_CUBIC:
+            inside = self.sample[torch.isin(self.sample, group)]
+            of_group = curvature.gauss_newton_operator(self.objective, index=inside)
+            third = curvature.third_operator(
+                self.objective, index=self.sample[: self.spec["third_items"]]
+            )
+            damped = influence.damped(of_group, system.damping)
+            return influence.second_order(self._gradient(), system, damped, third=third, **sizes)
+        mask = None
+        if estimator in influence.PARTIAL:
+            mask = selection.select(
+                "top_gradients", self.objective.network, *self.items.part(group),
+                ratio=self.spec["ratio"], seed=0,
+            )  # fmt: skip
+        return influence.estimate(estimator, self.objective, group, system, mask=mask)
+
+    def _gradient(self) -> Tensor:
+        return curvature.gradient_sum(self.objective, index=self.items.forgotten)
+
+    def _kept(self) -> Dense:
+        """Take the forgotten items of C out of the matrix: a sum of squares stays."""
+        inside = self.sample[torch.isin(self.sample, self.items.forgotten)]
+        if len(inside) == 0:
+            return Dense(self.matrix, self.spec["damping"])
+        system = Dense(self.matrix, self.spec["damping"])
+        of_group = curvature.gauss_newton(self.objective, index=inside)
+        return influence.kept_system(system, of_group, items=len(self.sample), removed=len(inside))
+
+    def _scale(self, update: Update) -> float:
+        """Choose the scale on forgotten training items and on validation images that stay."""
+        forgotten = self.items.part(self.items.forgotten[:1000])
+        images, labels = data.split(self.dataset, "validation")
+        stay = ~torch.isin(labels, forgotten[1].unique())
+        staying = images[stay][:1000], labels[stay][:1000]
+
+        def judge(scale: float) -> tuple[float, float]:
+            moved = influence.apply_update(self.objective.network, update.delta, scale)
+            scores = [removal.score(moved, *part) for part in (forgotten, staying)]
+            own, others = (s["accuracy"] if s["loss"] < math.inf else math.nan for s in scores)
+            return own, others
+
+        options = {key: self.spec[key] for key in ("self_limit", "bisections")}
+        return choose_scale(judge, self.spec["scales"], **options)[0]

@@ -1,0 +1,227 @@
+"""Can anyone tell a model that forgot from one that never saw the data? Attacks and ensembles.
+
+Three tests, from weak to strong:
+
+* `population_attack`: one model, one attacker for all items, who tells forgotten training items from
+  items of the same kind that no model saw. He knows which are which for part of them, so that he
+  over-states what a stranger could do; the attack on the *retrained* model is the yardstick.
+* `ulira`: many models; for each item, how likely is its margin under unlearned and under retrained
+  models? The strongest test of privacy.
+* `klom`: many models; for each item, how far apart are the two distributions of its margin? The
+  strongest test of fidelity.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
+
+SIGNALS = ("loss", "confidence", "entropy", "margin")
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute ``z_y - log Σ_{k≠y} exp z_k`` ``[N]``, the log-odds of the true class.
+
+    Equal to ``log p_y / (1 - p_y)`` and finite where p_y rounds to 1 (Carlini et al. 2022).
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``, true classes.
+    """
+    true = F.one_hot(labels, logits.shape[1]).bool()
+    others = logits.double().masked_fill(true, -float("inf")).logsumexp(1)
+    return logits.double()[true] - others
+
+
+def signals(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Compute what an attacker looks at: ``[N, 4]``, the columns of `SIGNALS`.
+
+    Cross-entropy in nats, largest probability, entropy in nats, and margin (see `margins`).
+    """
+    logs = logits.double().log_softmax(1)
+    columns = (
+        F.nll_loss(logs, labels, reduction="none"),
+        logs.exp().max(1).values,
+        -(logs.exp() * logs).sum(1),
+        margins(logits, labels),
+    )
+    return np.stack([column.numpy() for column in columns], 1)
+
+
+# ------------------------------------------------------------------------- population attack
+
+
+@dataclass(frozen=True)
+class Area:
+    """Hold an area under the ROC curve, 0.5 for guessing, with its 95 % limits.
+
+    Attributes:
+        auc: probability that a forgotten item looks more like a member than an unseen one.
+        low: limit of DeLong's interval (DeLong et al. 1988), not below 0.
+        high: not above 1.
+    """
+
+    auc: float
+    low: float
+    high: float
+
+
+def area_under_curve(positive: np.ndarray, negative: np.ndarray, *, level: float = 0.95) -> Area:
+    """Compute the AUC of scores with DeLong's interval.
+
+    Args:
+        positive: scores ``[M]`` of the items that should score higher.
+        negative: ``[N]``.
+        level: coverage.
+
+    Raises:
+        ValueError: fewer than two scores of either kind.
+    """
+    m, n = len(positive), len(negative)
+    if min(m, n) < 2:
+        raise ValueError(f"{m} positive and {n} negative scores; give at least 2 of both")
+    ranks = rankdata(np.concatenate([positive, negative]))
+    # the share of the other kind that each item beats: the placement values
+    beats = (ranks[:m] - rankdata(positive)) / n
+    beaten = 1 - (ranks[m:] - rankdata(negative)) / m
+    auc = float(beats.mean())
+    error = np.sqrt(beats.var(ddof=1) / m + beaten.var(ddof=1) / n)
+    half = norm.ppf((1 + level) / 2) * error
+    return Area(auc, float(max(0.0, auc - half)), float(min(1.0, auc + half)))
+
+
+def population_attack(
+    forgotten: np.ndarray, unseen: np.ndarray, *, folds: int = 5, seed: int = 0
+) -> Area:
+    """Attack one model: tell its forgotten training items from unseen ones, by their signals.
+
+    Logistic regression on standardised signals, on equally many of both, each item scored by an
+    attacker that was fitted without it (Shokri et al. 2017, with one population in place of shadow
+    models). Without balance and cross-validation the attack succeeds on noise.
+
+    Args:
+        forgotten: ``[M, S]``, of `signals`.
+        unseen: ``[N, S]``, items of the same classes that are in nobody's training data.
+        folds: of the cross-validation.
+        seed: of the draw that balances, and of the folds.
+
+    Raises:
+        ValueError: fewer items of a kind than folds.
+    """
+    count = min(len(forgotten), len(unseen))
+    if count < folds:
+        raise ValueError(f"{count} items of a kind for {folds} folds; give more items")
+    random = np.random.default_rng(seed)
+    parts = [random.permutation(part)[:count] for part in (forgotten, unseen)]
+    features, truth = np.concatenate(parts), np.repeat([1, 0], count)
+    attacker = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    scores = cross_val_predict(attacker, features, truth, cv=split, method="decision_function")
+    # an attacker's scale is his own, so that scores of different folds compare by their ranks
+    for _, held in split.split(features, truth):
+        scores[held] = rankdata(scores[held]) / len(held)
+    return area_under_curve(scores[truth == 1], scores[truth == 0])
+
+
+# --------------------------------------------------------------------------------- ensembles
+
+
+def ulira(unlearned: np.ndarray, retrained: np.ndarray, *, folds: int = 4) -> np.ndarray:
+    """Attack models that were held out, item by item, with likelihoods of shadow models.
+
+    For every item a Gaussian is fitted to its margins under the shadow unlearned models and one to
+    those under the shadow retrained ones; a held-out model is called unlearned where the first is
+    the likelier (U-LiRA, Hayes et al. 2024; Kurmanji et al. 2023). Variances are pooled with those
+    of all items, with the weight of one model, so that few shadows do not make an item certain.
+
+    Args:
+        unlearned: margins ``[A, N]``, a row a model.
+        retrained: ``[B, N]``.
+        folds: each fold is held out once, the rest are the shadows.
+
+    Returns:
+        accuracy in percent ``[A + B]``, for each held-out model the share of its items that were
+        told right: 50 where the two cannot be told apart.
+
+    Raises:
+        ValueError: fewer models of a kind than twice the folds, or different items.
+    """
+    _check_ensembles(unlearned, retrained, least=2 * folds)
+    right = [np.empty(len(part)) for part in (unlearned, retrained)]
+    for fold in range(folds):
+        held = [np.arange(len(part)) % folds == fold for part in (unlearned, retrained)]
+        models = [_gaussian(p[~h]) for p, h in zip((unlearned, retrained), held, strict=True)]
+        for kind, (part, h) in enumerate(zip((unlearned, retrained), held, strict=True)):
+            ratio = norm.logpdf(part[h], *models[kind]) - norm.logpdf(part[h], *models[1 - kind])
+            told = np.where(ratio == 0, 0.5, ratio > 0)
+            right[kind][h] = 100 * told.mean(1)
+    return np.concatenate(right)
+
+
+def _gaussian(shadows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit mean and deviation to each column, its variance shrunk to the mean of all columns."""
+    variance = shadows.var(0, ddof=1)
+    count = len(shadows)
+    pooled = ((count - 1) * variance + variance.mean()) / count
+    return shadows.mean(0), np.sqrt(pooled.clip(1e-12))
+
+
+def klom(
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    *,
+    bins: int = 20,
+    smoothing: float = 1e-5,
+    limit: float = 100.0,
+) -> np.ndarray:
+    """Compute the KL divergence of margins of each item: KL(retrained ‖ unlearned), in nats.
+
+    Histograms over the common range of both ensembles, with ``smoothing`` added to the share of
+    each bin (KLoM, Georgiev et al. 2024, appendix E.1). Even two ensembles of retrained models are
+    not at 0, and the fewer the models the farther; and it cannot exceed about
+    ``-log(smoothing)``, 11.5.
+
+    Args:
+        unlearned: margins ``[A, N]``, a row a model.
+        retrained: ``[B, N]``.
+        bins: of the histograms.
+        smoothing: share.
+        limit: margins are cut off at ± this.
+
+    Returns:
+        ``[N]``, at least 0.
+
+    Raises:
+        ValueError: fewer than two models of a kind, or different items.
+    """
+    _check_ensembles(unlearned, retrained, least=2)
+    a, b = (part.clip(-limit, limit) for part in (unlearned, retrained))
+    low, high = np.minimum(a.min(0), b.min(0)), np.maximum(a.max(0), b.max(0))
+    width = np.where(high > low, high - low, 1.0)
+    shares = []
+    for part in (a, b):
+        place = ((part - low) / width * bins).astype(int).clip(0, bins - 1)
+        counts = (place[:, :, None] == np.arange(bins)).sum(0)
+        share = counts / len(part) + smoothing
+        shares.append(share / share.sum(1, keepdims=True))
+    q, p = shares
+    return (p * np.log(p / q)).sum(1)
+
+
+def _check_ensembles(unlearned: np.ndarray, retrained: np.ndarray, *, least: int) -> None:
+    if unlearned.ndim != 2 or retrained.ndim != 2 or unlearned.shape[1] != retrained.shape[1]:
+        raise ValueError(
+            f"margins {unlearned.shape} and {retrained.shape}: give [models, items] of the same "
+            "items"
+        )
+    if min(len(unlearned), len(retrained)) < least:
+        raise ValueError(
+            f"{len(unlearned)} unlearned and {len(retrained)} retrained models: train at least "
+            f"{least} of each"
+        )

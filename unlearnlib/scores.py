@@ -1,0 +1,307 @@
+"""Measure what the arena's methods left, against the retrained model of the same request.
+
+Four sets of images: ``forgotten``, training items that were to go; ``unseen``, test images of the
+same classes, which no model saw; ``test``, test images of what stays; ``kept``, training items
+that stay. A *gap* is the score of a model less that of the retrained ("gold") model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from unlearnlib import arena, data, fidelity, membership, metrics, models, networks, relearning
+
+Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
+REFERENCES = ("original", "retrain", "retrain_again")
+REASONS = {
+    "forget_test_accuracy": "the classes of a group stay, so that their test images should too",
+    "probe": "the classes of a group stay, so that features should tell them apart",
+    "ain": "the retrained model knows the items without a step",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """Hold the images of one request.
+
+    Attributes:
+        forgotten: training items that were to go.
+        unseen: test images of the same classes.
+        test: test images of what stays.
+        kept: training items that stay.
+        classes: the forgotten classes; empty for a group.
+        everything: all test images.
+    """
+
+    forgotten: Part
+    unseen: Part
+    test: Part
+    kept: Part
+    classes: list[int]
+    everything: Part
+
+
+def sets_of(dataset: data.Dataset, request: arena.Request, *, items: int | None, most: int) -> Sets:
+    """Draw the images on which the models of a request are measured.
+
+    Args:
+        dataset: the data set.
+        request: see `arena`.
+        items: training items of the arena, see `arena.items_of`.
+        most: of forgotten, and of kept training items, drawn at random by seed 0.
+    """
+    training = arena.items_of(dataset, items, request)
+    generator = torch.Generator().manual_seed(0)
+    forgotten, kept = (
+        training.part(part[torch.randperm(len(part), generator=generator)[:most]])
+        for part in (training.forgotten, training.kept)
+    )
+    images, labels = data.split(dataset, "test")
+    same = torch.isin(labels, training.labels[training.forgotten].unique())
+    stays = ~same if "classes" in request else torch.ones_like(same)
+    return Sets(
+        forgotten,
+        (images[same], labels[same]),
+        (images[stays], labels[stays]),
+        kept,
+        list(request.get("classes", [])),
+        (images, labels),
+    )
+
+
+@dataclass(eq=False)
+class Said:
+    """Hold what one model says of the sets."""
+
+    network: nn.Module
+    logits: dict[str, Tensor]
+    features: dict[str, Tensor]
+    counts: Tensor
+
+    def accuracy(self, name: str, sets: Sets) -> float:
+        """Compute the accuracy in percent on a set."""
+        predicted = self.logits[name].argmax(1)
+        return 100 * (predicted == getattr(sets, name)[1]).double().mean().item()
+
+
+def listen(network: nn.Module, sets: Sets, *, full: bool = True) -> Said:
+    """Evaluate a model on the sets; without `full`, on those alone that `margins_of` reads."""
+    network = network.eval()
+    names = ("forgotten", "test", "unseen", "kept") if full else ("forgotten", "test")
+    logits = {name: models.predict(network, getattr(sets, name)[0]) for name in names}
+    if not full:
+        return Said(network, logits, {}, torch.empty(0))
+    features = {
+        name: networks.penultimate(network, getattr(sets, name)[0])
+        for name in ("forgotten", "test", "unseen", "kept")
+    }
+    return Said(network, logits, features, metrics.confusion(network, *sets.everything))
+
+
+# ------------------------------------------------------------------------------------ scores
+
+
+def accuracies(said: Said, sets: Sets) -> dict[str, float]:
+    """Compute the accuracies of a model, in percent; NaN where a set says nothing."""
+    unseen = said.accuracy("unseen", sets) if sets.classes else math.nan
+    return {
+        "forget_accuracy": said.accuracy("forgotten", sets),
+        "forget_test_accuracy": unseen,
+        "retain_accuracy": said.accuracy("test", sets),
+        "kept_accuracy": said.accuracy("kept", sets),
+    }
+
+
+def likeness(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
+    """Compare a model with gold by what both say and see."""
+    mine, theirs = (accuracies(model, sets) for model in (said, gold))
+    shift = metrics.confusion_shift(said.counts, gold.counts)
+    gone = torch.zeros(len(shift), dtype=torch.bool)
+    gone[sets.classes] = True
+    found = {
+        "forget_gap": mine["forget_accuracy"] - theirs["forget_accuracy"],
+        "retain_gap": mine["retain_accuracy"] - theirs["retain_accuracy"],
+        "tow": fidelity.tug_of_war(*(_three(values) for values in (mine, theirs))),
+        "confusion_shift": shift[~gone].nanmean().item(),
+    }
+    for short, name in (("forget", "forgotten"), ("retain", "test")):
+        pair = said.logits[name], gold.logits[name]
+        found |= {
+            f"js_{short}": fidelity.jensen_shannon(*pair),
+            f"activation_distance_{short}": fidelity.activation_distance(*pair),
+            f"completeness_{short}": fidelity.completeness(*pair),
+            f"cka_{short}": _alignment(said.features[name], gold.features[name]),
+        }
+    return found
+
+
+def _three(values: dict[str, float]) -> list[float]:
+    return [values[f"{name}_accuracy"] for name in ("forget", "kept", "retain")]
+
+
+def _alignment(one: Tensor, other: Tensor) -> float:
+    try:
+        return fidelity.linear_cka(one, other)
+    except ValueError:  # features that do not vary, of a model that has collapsed
+        return math.nan
+
+
+def attack(said: Said, sets: Sets) -> membership.Area:
+    """Attack a model with what tells its forgotten training items from unseen ones."""
+    pairs = (
+        membership.signals(said.logits[name], getattr(sets, name)[1])
+        for name in ("forgotten", "unseen")
+    )
+    return membership.population_attack(*pairs)
+
+
+def probe(said: Said, sets: Sets) -> float:
+    """Ask a linear probe on frozen features for the forgotten classes, in percent.
+
+    Logistic regression on the features that the read-out sees, fitted on training items, the
+    forgotten classes against the rest, with both sides weighted alike; balanced accuracy on test
+    images. 50 is guessing. What a read-out no longer says, features may still hold.
+    """
+    fitted, held = (
+        (torch.cat([said.features[name] for name in pair]).double().numpy(), truth)
+        for pair, truth in (
+            (("forgotten", "kept"), _truth(said, "forgotten", "kept")),
+            (("unseen", "test"), _truth(said, "unseen", "test")),
+        )
+    )
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
+    ).fit(*fitted)
+    return 100 * float(balanced_accuracy_score(held[1], model.predict(held[0])))
+
+
+def _truth(said: Said, positive: str, negative: str) -> np.ndarray:
+    return np.repeat([1, 0], [len(said.logits[positive]), len(said.logits[negative])])
+
+
+def margins_of(said: Said, sets: Sets, *, most: int) -> dict[str, Tensor]:
+    """Compute the margins of the first `most` forgotten and test images, in half precision."""
+    return {
+        name: membership.margins(said.logits[name][:most], getattr(sets, name)[1][:most]).half()
+        for name in ("forgotten", "test")
+    }
+
+
+# --------------------------------------------------------------------------------------- runs
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measure all models of one request and one original model.
+
+    Args:
+        spec: ``data``, ``items``, ``request``, ``seed``, ``most`` (see `sets_of`), ``margins``
+            (how many images of a set keep their margins), ``relearning`` (keywords ``steps``,
+            ``batch_size``, ``learning_rate`` of `relearning.relearning_curve`, or None: margins
+            are all that is wanted); the files ``original``, ``retrain`` and ``retrain_again`` of
+            `arena.run_training`, the last two without the request's items; and ``runs``, the
+            number of files of unlearned models, named ``run_0``, ``run_1``, ...
+
+    Returns:
+        ``margins`` by model and set; and, unless margins are all that is wanted, ``scores`` by
+        model and metric (NaN where one does not apply), ``intervals`` of the attack,
+        ``relearning`` curves, and ``counts``, confusion matrices on the test split.
+    """
+    sets = sets_of(data.load(spec["data"]), spec["request"], items=spec["items"], most=spec["most"])
+    full = spec["relearning"] is not None
+    said = {name: listen(network, sets, full=full) for name, network in _networks(spec).items()}
+    found: dict[str, Any] = {
+        "margins": {n: margins_of(s, sets, most=spec["margins"]) for n, s in said.items()}
+    }
+    if not full:
+        return found
+    gold, before = said["retrain"], accuracies(said["original"], sets)["forget_accuracy"]
+    untrained = _untrained(gold.network, sets, seed=spec["seed"])
+    options = spec["relearning"] | {"seed": spec["seed"]}
+    curves = {
+        name: relearning.relearning_curve(s.network, sets.forgotten, sets.kept, **options)
+        for name, s in said.items()
+    }
+    times = {name: relearning.relearn_time(c, original=before) for name, c in curves.items()}
+    areas = {name: attack(s, sets) for name, s in said.items()}
+    found["scores"] = {
+        name: accuracies(s, sets)
+        | likeness(s, gold, sets)
+        | {
+            "zrf": fidelity.zero_retrain_forgetting(s.logits["forgotten"], untrained),
+            "calibration_error": metrics.calibration_error(s.logits["test"], sets.test[1]),
+            "relearn_time": min(times[name], float(options["steps"])),
+            "ain": _ain(times[name], times["retrain"], cap=options["steps"]),
+            "mia_auc": areas[name].auc,
+            "mia_gap": areas[name].auc - areas["retrain"].auc,
+            "probe": probe(s, sets) if sets.classes else math.nan,
+        }
+        for name, s in said.items()
+    }
+    found["intervals"] = {name: [area.low, area.high] for name, area in areas.items()}
+    found["relearning"] = curves
+    found["counts"] = {name: s.counts for name, s in said.items()}
+    return found
+
+
+def _networks(spec: dict[str, Any]) -> dict[str, nn.Module]:
+    """Load the references and every unlearned model of a request, by name."""
+    found = {name: models.load(spec[name]) for name in REFERENCES if name in spec}
+    for number in range(spec["runs"]):
+        packed = models.load_result(spec[f"run_{number}"])["models"]
+        for name, one in packed.get(spec["request"]["name"], {}).items():
+            found[name] = models.unpack(one)
+    return found
+
+
+def _untrained(network: nn.Module, sets: Sets, *, seed: int) -> Tensor:
+    """Compute what a fresh network of the same architecture says of the forgotten items."""
+    torch.manual_seed(seed)
+    return models.predict(models.fresh_like(network), sets.forgotten[0])
+
+
+def _ain(unlearned: float, retrained: float, *, cap: int) -> float:
+    return relearning.anamnesis_index(unlearned, retrained, cap=cap) if retrained else math.nan
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def ensembles(
+    records: list[dict[str, Any]], method: str, name: str, reference: str = "retrain"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stack the margins of a method and of a reference on a set: two matrices [models, items]."""
+    margins = [record["result"]["margins"] for record in records]
+    return tuple(
+        np.stack([m[key][name].float().numpy() for m in margins if key in m])
+        for key in (method, reference)
+    )
+
+
+def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the scores of `run`: ``request``, ``method``, ``seed``, ``metric``, ``value``, ``reason``.
+
+    A score that does not apply has the value ``not applicable``, and a reason.
+    """
+    found = []
+    for record in records:
+        spec = record["spec"]
+        for method, scores in record["result"].get("scores", {}).items():
+            head = {"request": spec["request"]["name"], "method": method, "seed": spec["seed"]}
+            found += [head | {"metric": metric} | cell(metric, v) for metric, v in scores.items()]
+    return found
+
+
+def cell(metric: str, value: float) -> dict[str, Any]:
+    """Give a score as a cell of the table: value and, where it does not apply, the reason."""
+    if not math.isnan(value):
+        return {"value": value, "reason": ""}
+    reason = REASONS.get(metric, "the model's answers do not vary")
+    return {"value": "not applicable", "reason": reason}
