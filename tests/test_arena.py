@@ -186,7 +186,7 @@ def scoring(place: Path, request: dict = CLASS, **changes: object) -> dict:
     save(place / "run_0.pt", arena.run_baseline(baseline(place, request)))
     return {
         "name": "x", "seed": 0, "data": place / "mnist.npz", "items": None, "request": request,
-        "most": 50, "margins": 10, "runs": 1, "run_0": place / "run_0.pt",
+        "most": 50, "margins": 10, "keep": False, "runs": 1, "run_0": place / "run_0.pt",
         "relearning": {"steps": 4, "batch_size": 10, "learning_rate": 0.01},
     } | {name: place / f"{name}.pt" for name in scores.REFERENCES} | changes  # fmt: skip
 

@@ -203,16 +203,17 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: ``data``, ``items``, ``request``, ``seed``, ``most`` (see `sets_of`), ``margins``
-            (how many images of a set keep their margins), ``relearning`` (keywords ``steps``,
-            ``batch_size``, ``learning_rate`` of `relearning.relearning_curve`, or None: margins
-            are all that is wanted); the files ``original``, ``retrain`` and ``retrain_again`` of
+            (how many images of a set keep their margins), ``keep`` (whether the models belong to
+            the result), ``relearning`` (keywords ``steps``, ``batch_size``, ``learning_rate`` of
+            `relearning.relearning_curve`, or None: margins are all that is wanted); the files ``original``, ``retrain`` and ``retrain_again`` of
             `arena.run_training`, the last two without the request's items; and ``runs``, the
             number of files of unlearned models, named ``run_0``, ``run_1``, ...
 
     Returns:
-        ``margins`` by model and set; and, unless margins are all that is wanted, ``scores`` by
-        model and metric (NaN where one does not apply), ``intervals`` of the attack,
-        ``relearning`` curves, and ``counts``, confusion matrices on the test split.
+        ``margins`` by model and set, packed ``models`` if they are to be kept; and, unless margins
+        are all that is wanted, ``scores`` by model and metric (NaN where one does not apply),
+        ``intervals`` of the attack, ``relearning`` curves, and ``counts``, confusion matrices on
+        the test split.
     """
     sets = sets_of(data.load(spec["data"]), spec["request"], items=spec["items"], most=spec["most"])
     full = spec["relearning"] is not None
@@ -220,6 +221,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "margins": {n: margins_of(s, sets, most=spec["margins"]) for n, s in said.items()}
     }
+    if spec["keep"]:
+        found["models"] = {name: models.pack(s.network) for name, s in said.items()}
     if not full:
         return found
     gold, before = said["retrain"], accuracies(said["original"], sets)["forget_accuracy"]

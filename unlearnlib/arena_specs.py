@@ -1,0 +1,169 @@
+"""What the notebooks of the arena ask for: which models, which methods on which requests, scores."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnlib import arena
+from unlearnlib.paths import Place
+
+Spec = dict[str, Any]
+ANOTHER_START = 1_000_000  # added to the seed of the second retrained model
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Say which models the arena needs.
+
+    Attributes:
+        here: files of the profile.
+        requests: what is to be forgotten, see `arena`; each with a ``name``.
+        seeds: original models on which every method serves every request.
+        ensemble: models of a kind for the requests below, the seeds 0, 1, ...
+        ensemble_requests: names of requests that the cheap methods serve on so many models.
+
+    Raises:
+        ValueError: two requests of one name, an unknown name, or an ensemble without the seeds.
+    """
+
+    here: Place
+    requests: list[arena.Request]
+    seeds: list[int]
+    ensemble: int
+    ensemble_requests: list[str]
+
+    def __post_init__(self) -> None:
+        names = [request["name"] for request in self.requests]
+        if len(set(names)) < len(names):
+            raise ValueError(f"requests named {names}: give each a name of its own")
+        if unknown := set(self.ensemble_requests) - set(names):
+            raise ValueError(f"no request named {sorted(unknown)}; there are {names}")
+        if not set(self.seeds) <= set(range(self.ensemble)):
+            raise ValueError(
+                f"seeds {self.seeds} are not all among the ensemble's 0 to {self.ensemble - 1}"
+            )
+
+    def repeats(self, request: arena.Request) -> list[int]:
+        """List the original models of a request."""
+        large = request["name"] in self.ensemble_requests
+        return list(range(self.ensemble)) if large else list(self.seeds)
+
+    def pairs(self) -> Iterator[tuple[arena.Request, int]]:
+        """Yield each request with each of its original models."""
+        for request in self.requests:
+            for seed in self.repeats(request):
+                yield request, seed
+
+    def model(self, name: str, seed: int) -> Path:
+        """Name the file of a trained model."""
+        return self.here.runs / "arena_models" / f"{name}-seed{seed}.pt"
+
+    def references(self, request: arena.Request, seed: int) -> dict[str, Path]:
+        """Name the files of the original and the two retrained models of a request."""
+        return {
+            "original": self.model("original", seed),
+            "retrain": self.model(request["name"], seed),
+            "retrain_again": self.model(f"{request['name']}-again", seed),
+        }
+
+    def trainings(self, recipe: Spec) -> list[Spec]:
+        """List the specs of `arena.run_training`; a recipe is its spec but for request and seed."""
+        everyone = sorted({seed for _, seed in self.pairs()})
+        specs = [
+            recipe | {"name": f"original-seed{s}", "seed": s, "request": None} for s in everyone
+        ]
+        for request, seed in self.pairs():
+            for name, start in ((request["name"], 0), (f"{request['name']}-again", ANOTHER_START)):
+                one = {"name": f"{name}-seed{seed}", "seed": start + seed, "request": request}
+                specs.append(recipe | one)
+        return specs
+
+
+def baselines(plan: Plan, methods: dict[str, Spec], shared: Spec) -> list[Spec]:
+    """List the specs of `arena.run_baseline`.
+
+    Args:
+        plan: the plan.
+        methods: settings by method.
+        shared: further entries of each spec.
+    """
+    return [
+        shared
+        | {"name": f"{request['name']}-{method}-seed{seed}", "seed": seed, "request": request}
+        | {"method": method, "original": plan.model("original", seed), "settings": settings}
+        for request, seed in plan.pairs()
+        for method, settings in methods.items()
+    ]
+
+
+def zero_shot(plan: Plan, methods: dict[str, Spec]) -> list[Spec]:
+    """List the specs of `arena.run_zero_shot`, for the requests that the methods serve.
+
+    Args:
+        plan: the plan.
+        methods: by name ``kind`` and ``settings``, and ``ensemble``, whether it is cheap enough to
+            serve all models of an ensemble.
+    """
+    return [
+        {"name": f"{request['name']}-{method}-seed{seed}", "seed": seed, "request": request}
+        | {"method": method, "original": plan.model("original", seed)}
+        | {key: given[key] for key in ("kind", "settings")}
+        for request, seed in plan.pairs()
+        for method, given in methods.items()
+        if not arena.not_applicable("zero_shot", method, request)
+        and (seed in plan.seeds or given["ensemble"])
+    ]
+
+
+def influences(plan: Plan, shared: Spec, *, ensemble_methods: list[str]) -> list[Spec]:
+    """List the specs of `arena.run_influence`, one an original model.
+
+    Args:
+        plan: the plan.
+        shared: further entries of each spec, ``methods`` among them.
+        ensemble_methods: the cheap ones, for models of an ensemble that are none of the plan's
+            seeds.
+    """
+    by_seed: dict[int, list[arena.Request]] = {}
+    for request, seed in plan.pairs():
+        by_seed.setdefault(seed, []).append(request)
+    return [
+        shared
+        | {"name": f"influence-seed{seed}", "seed": seed, "requests": requests}
+        | {"original": plan.model("original", seed)}
+        | ({} if seed in plan.seeds else {"methods": ensemble_methods})
+        for seed, requests in by_seed.items()
+    ]
+
+
+def scorings(
+    plan: Plan, runs: list[tuple[str, Spec]], shared: Spec, *, store: Path, keep: str
+) -> list[Spec]:
+    """List the specs of `scores.run`, one for each request and original model.
+
+    Args:
+        plan: the plan.
+        runs: folder in the store and spec of every unlearning run.
+        shared: further entries of each spec; ``relearning`` is dropped where only margins count.
+        store: folder of the unlearned models.
+        keep: name of the request whose models are kept, those of the first seed.
+
+    Raises:
+        ValueError: no request of that name.
+    """
+    if keep not in [request["name"] for request in plan.requests]:
+        raise ValueError(f"keep={keep!r} is none of the requests")
+    specs = []
+    for request, seed in plan.pairs():
+        files = [
+            store / folder / f"{run['name']}.pt"
+            for folder, run in runs
+            if run["seed"] == seed and request in run.get("requests", [run.get("request")])
+        ]
+        one = shared | {"name": f"{request['name']}-seed{seed}", "seed": seed, "request": request}
+        one |= plan.references(request, seed) | {"runs": len(files)}
+        one |= {f"run_{number}": file for number, file in enumerate(files)}
+        one["keep"] = request["name"] == keep and seed == plan.seeds[0]
+        specs.append(one if seed in plan.seeds else one | {"relearning": None})
+    return specs
