@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import lines
 
-from unlearnlib import arena, curvature, data, influence, models, scores
+from unlearnlib import arena, arena_tables, curvature, data, influence, models, scores
 from unlearnlib.curvature import Objective
 from unlearnlib.solvers import Dense
 
@@ -110,14 +110,14 @@ def test_a_retrained_model_has_not_seen_the_items(place: Path):
     results = [models.load_result(place / f"{name}.pt") for name in ("original", "retrain")]
     assert [result["train_images"] for result in results] == [200, 180]
     said = listen(place, "retrain")
-    assert scores.accuracies(said, sets(place))["forget_accuracy"] == 0
+    assert said.accuracy("forgotten", sets(place)) == 0
 
 
 def test_a_baseline_forgets(place: Path):
     result = arena.run_baseline(baseline(place, CLASS))
     network = models.unpack(result["models"]["class_0"]["random_labels"])
     said = scores.listen(network, sets(place))
-    assert scores.accuracies(said, sets(place))["forget_accuracy"] < 30
+    assert said.accuracy("forgotten", sets(place)) < 30
     assert result["seconds"]["class_0"]["random_labels"] > 0
     with pytest.raises(ValueError, match="unknown method 'magic'"):
         arena.run_baseline(baseline(place, CLASS, method="magic"))
@@ -133,6 +133,7 @@ def test_zero_shot_methods_read_the_model_alone(place: Path, kind: str):
             "synthesis": synthesis,
             "distillation": {"per_class": 4, "steps": 6, "batch_size": 12, "gate_threshold": 1.0},
         },
+        "masked_distillation": {"synthesis": synthesis, "tuning": {"steps": 3, "batch_size": 12}},
     }[kind]
     spec = {"name": "x", "method": "m", "kind": kind, "request": CLASS, "seed": 0}
     spec |= {"original": place / "original.pt", "settings": settings}
@@ -150,11 +151,8 @@ def test_influence_serves_several_requests_from_one_matrix(place: Path):
     assert set(found["models"]["group"]) == set(influencing(place)["methods"]) - {"gif_scaled"}
     assert found["residual"] < 1e-6
     assert found["scales"]["class_0"]["gif"] == 1
-    said = {
-        name: scores.accuracies(scores.listen(models.unpack(packed), sets(place)), sets(place))
-        for name, packed in found["models"]["class_0"].items()
-    }
-    assert said["gif_scaled"]["forget_accuracy"] <= 5
+    scaled = models.unpack(found["models"]["class_0"]["gif_scaled"])
+    assert scores.listen(scaled, sets(place)).accuracy("forgotten", sets(place)) <= 5
 
 
 def test_newton_of_the_arena_is_that_of_the_kept_part_of_the_sample(place: Path):
@@ -217,7 +215,7 @@ def test_gold_is_like_itself(place: Path):
 
 def test_what_does_not_apply_to_a_group_has_a_reason(place: Path):
     spec = scoring(place, GROUP)
-    rows = scores.rows([{"spec": spec, "result": scores.run(spec)}])
+    rows = arena_tables.score_rows([{"spec": spec, "result": scores.run(spec)}])
     assert all(row["value"] != "" and row["value"] == row["value"] for row in rows)
     none = {row["metric"]: row["reason"] for row in rows if row["value"] == "not applicable"}
     assert {"forget_test_accuracy", "probe"} <= set(none)
@@ -226,12 +224,17 @@ def test_what_does_not_apply_to_a_group_has_a_reason(place: Path):
 
 def test_ensembles_need_margins_alone(place: Path):
     result = scores.run(scoring(place, relearning=None))
-    assert set(result) == {"margins"}
-    pair = scores.ensembles([{"result": result}] * 3, "random_labels", "forgotten")
+    assert set(result) == {"margins", "scores"}
+    assert set(result["scores"]["retrain"]) == {"forget_accuracy", "retain_accuracy"} | {
+        f"{name}_{part}"
+        for name in ("js", "activation_distance", "completeness")
+        for part in ("forget", "retain")
+    } | {"forget_gap", "retain_gap"}
+    pair = arena_tables.ensembles([{"result": result}] * 3, "random_labels", "forgotten")
     assert [part.shape for part in pair] == [(3, 10), (3, 10)]
     assert np.isfinite(pair[0]).all()
 
 
 def test_a_score_that_does_not_apply_is_no_blank():
-    assert scores.cell("tow", 0.5) == {"value": 0.5, "reason": ""}
-    assert scores.cell("cka_forget", math.nan)["reason"] == "the model's answers do not vary"
+    assert arena_tables.cell("tow", 0.5) == {"value": 0.5, "reason": ""}
+    assert arena_tables.cell("cka_forget", math.nan)["reason"] == "the model's answers do not vary"

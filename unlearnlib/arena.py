@@ -30,6 +30,7 @@ from unlearnlib import (
     gkt,
     influence,
     inversion,
+    masking,
     models,
     noise,
     removal,
@@ -44,7 +45,7 @@ from unlearnlib.subsets import choose_scale
 
 Request = dict[str, Any]
 FAMILIES = {"data": "with data", "zero_shot": "zero-shot", "influence": "influence"}
-ZERO_SHOT = ("mm_noise", "gkt", "deep_inversion")  # kinds
+ZERO_SHOT = ("mm_noise", "gkt", "deep_inversion", "masked_distillation")  # kinds
 SCALED = "_scaled"  # ending of an influence estimator whose scale is chosen on validation images
 SECOND_CUBIC = "second_order_cubic"  # the second order with its third-derivative term
 _SAMPLE_SEED = 1_000_000  # none of the requests', which draw from the same permutations
@@ -196,7 +197,8 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         spec: ``method`` (its name in tables), ``kind`` (one of `ZERO_SHOT`), ``request``,
             ``original``, ``seed`` and ``settings``: keywords of `noise.Settings` or
-            `gkt.Settings`, or for DeepInversion ``synthesis`` and ``distillation``.
+            `gkt.Settings`; for DeepInversion ``synthesis`` and ``distillation``, for masked
+            distillation ``synthesis`` and ``tuning``.
 
     Returns:
         as `run_baseline`.
@@ -222,6 +224,12 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
         network = models.unpack(result["model"])
     elif kind == "deep_inversion":
         network = _invert(teacher, shape, options, spec["settings"])
+    elif kind == "masked_distillation":
+        network = masking.unlearn(
+            teacher, shape=shape, num_classes=models.num_classes(teacher),
+            synthesis=inversion.Synthesis(**spec["settings"]["synthesis"]),
+            tuning=masking.Tuning(**spec["settings"]["tuning"]), **options,
+        )  # fmt: skip
     else:
         raise ValueError(f"unknown kind {kind!r}; choose one of {list(ZERO_SHOT)}")
     return _result(request, spec["method"], network, started)

@@ -25,7 +25,7 @@ def relearning_curve(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    watched: int = 500,
+    watched: int = 200,
 ) -> list[float]:
     """Train a copy on what was forgotten and as many retained items, and watch the accuracy.
 

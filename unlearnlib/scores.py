@@ -21,11 +21,6 @@ from unlearnlib import arena, data, fidelity, membership, metrics, models, netwo
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
 REFERENCES = ("original", "retrain", "retrain_again")
-REASONS = {
-    "forget_test_accuracy": "the classes of a group stay, so that their test images should too",
-    "probe": "the classes of a group stay, so that features should tell them apart",
-    "ain": "the retrained model knows the items without a step",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +88,7 @@ class Said:
 
 
 def listen(network: nn.Module, sets: Sets, *, full: bool = True) -> Said:
-    """Evaluate a model on the sets; without `full`, on those alone that `margins_of` reads."""
+    """Evaluate a model on the sets; without `full`, on those alone that `answers` reads."""
     network = network.eval()
     names = ("forgotten", "test", "unseen", "kept") if full else ("forgotten", "test")
     logits = {name: models.predict(network, getattr(sets, name)[0]) for name in names}
@@ -109,42 +104,39 @@ def listen(network: nn.Module, sets: Sets, *, full: bool = True) -> Said:
 # ------------------------------------------------------------------------------------ scores
 
 
-def accuracies(said: Said, sets: Sets) -> dict[str, float]:
-    """Compute the accuracies of a model, in percent; NaN where a set says nothing."""
-    unseen = said.accuracy("unseen", sets) if sets.classes else math.nan
-    return {
-        "forget_accuracy": said.accuracy("forgotten", sets),
-        "forget_test_accuracy": unseen,
-        "retain_accuracy": said.accuracy("test", sets),
-        "kept_accuracy": said.accuracy("kept", sets),
-    }
-
-
-def likeness(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
-    """Compare a model with gold by what both say and see."""
-    mine, theirs = (accuracies(model, sets) for model in (said, gold))
-    shift = metrics.confusion_shift(said.counts, gold.counts)
-    gone = torch.zeros(len(shift), dtype=torch.bool)
-    gone[sets.classes] = True
-    found = {
-        "forget_gap": mine["forget_accuracy"] - theirs["forget_accuracy"],
-        "retain_gap": mine["retain_accuracy"] - theirs["retain_accuracy"],
-        "tow": fidelity.tug_of_war(*(_three(values) for values in (mine, theirs))),
-        "confusion_shift": shift[~gone].nanmean().item(),
-    }
+def answers(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
+    """Compare what a model and gold say of forgotten items and of test images that stay."""
+    found = {}
     for short, name in (("forget", "forgotten"), ("retain", "test")):
         pair = said.logits[name], gold.logits[name]
+        mine, theirs = (model.accuracy(name, sets) for model in (said, gold))
         found |= {
+            f"{short}_accuracy": mine,
+            f"{short}_gap": mine - theirs,
             f"js_{short}": fidelity.jensen_shannon(*pair),
             f"activation_distance_{short}": fidelity.activation_distance(*pair),
             f"completeness_{short}": fidelity.completeness(*pair),
-            f"cka_{short}": _alignment(said.features[name], gold.features[name]),
         }
     return found
 
 
-def _three(values: dict[str, float]) -> list[float]:
-    return [values[f"{name}_accuracy"] for name in ("forget", "kept", "retain")]
+def likeness(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
+    """Compare a model with gold on all sets, by what both say and see."""
+    three = [
+        [model.accuracy(name, sets) for name in ("forgotten", "kept", "test")]
+        for model in (said, gold)
+    ]
+    shift = metrics.confusion_shift(said.counts, gold.counts)
+    gone = torch.zeros(len(shift), dtype=torch.bool)
+    gone[sets.classes] = True
+    return {
+        "forget_test_accuracy": said.accuracy("unseen", sets) if sets.classes else math.nan,
+        "kept_accuracy": said.accuracy("kept", sets),
+        "tow": fidelity.tug_of_war(*three),
+        "confusion_shift": shift[~gone].nanmean().item(),
+        "cka_forget": _alignment(said.features["forgotten"], gold.features["forgotten"]),
+        "cka_retain": _alignment(said.features["test"], gold.features["test"]),
+    }
 
 
 def _alignment(one: Tensor, other: Tensor) -> float:
@@ -205,15 +197,15 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         spec: ``data``, ``items``, ``request``, ``seed``, ``most`` (see `sets_of`), ``margins``
             (how many images of a set keep their margins), ``keep`` (whether the models belong to
             the result), ``relearning`` (keywords ``steps``, ``batch_size``, ``learning_rate`` of
-            `relearning.relearning_curve`, or None: margins are all that is wanted); the files ``original``, ``retrain`` and ``retrain_again`` of
+            `relearning.relearning_curve`, or None for a model of an ensemble); the files ``original``, ``retrain`` and ``retrain_again`` of
             `arena.run_training`, the last two without the request's items; and ``runs``, the
             number of files of unlearned models, named ``run_0``, ``run_1``, ...
 
     Returns:
-        ``margins`` by model and set, packed ``models`` if they are to be kept; and, unless margins
-        are all that is wanted, ``scores`` by model and metric (NaN where one does not apply),
-        ``intervals`` of the attack, ``relearning`` curves, and ``counts``, confusion matrices on
-        the test split.
+        ``margins`` by model and set; ``scores`` by model and metric (NaN where one does not apply),
+        packed ``models`` if they are to be kept; and, with relearning, ``intervals`` of the attack,
+        ``relearning`` curves, and ``counts``, confusion matrices on the test split. Without it the
+        scores are those of `answers` alone.
     """
     sets = sets_of(data.load(spec["data"]), spec["request"], items=spec["items"], most=spec["most"])
     full = spec["relearning"] is not None
@@ -223,9 +215,10 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
     if spec["keep"]:
         found["models"] = {name: models.pack(s.network) for name, s in said.items()}
+    gold, before = said["retrain"], said["original"].accuracy("forgotten", sets)
+    found["scores"] = {name: answers(s, gold, sets) for name, s in said.items()}
     if not full:
         return found
-    gold, before = said["retrain"], accuracies(said["original"], sets)["forget_accuracy"]
     untrained = _untrained(gold.network, sets, seed=spec["seed"])
     options = spec["relearning"] | {"seed": spec["seed"]}
     curves = {
@@ -235,7 +228,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     times = {name: relearning.relearn_time(c, original=before) for name, c in curves.items()}
     areas = {name: attack(s, sets) for name, s in said.items()}
     found["scores"] = {
-        name: accuracies(s, sets)
+        name: found["scores"][name]
         | likeness(s, gold, sets)
         | {
             "zrf": fidelity.zero_retrain_forgetting(s.logits["forgotten"], untrained),
@@ -272,39 +265,3 @@ def _untrained(network: nn.Module, sets: Sets, *, seed: int) -> Tensor:
 
 def _ain(unlearned: float, retrained: float, *, cap: int) -> float:
     return relearning.anamnesis_index(unlearned, retrained, cap=cap) if retrained else math.nan
-
-
-# ------------------------------------------------------------------------------------- tables
-
-
-def ensembles(
-    records: list[dict[str, Any]], method: str, name: str, reference: str = "retrain"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stack the margins of a method and of a reference on a set: two matrices [models, items]."""
-    margins = [record["result"]["margins"] for record in records]
-    return tuple(
-        np.stack([m[key][name].float().numpy() for m in margins if key in m])
-        for key in (method, reference)
-    )
-
-
-def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """List the scores of `run`: ``request``, ``method``, ``seed``, ``metric``, ``value``, ``reason``.
-
-    A score that does not apply has the value ``not applicable``, and a reason.
-    """
-    found = []
-    for record in records:
-        spec = record["spec"]
-        for method, scores in record["result"].get("scores", {}).items():
-            head = {"request": spec["request"]["name"], "method": method, "seed": spec["seed"]}
-            found += [head | {"metric": metric} | cell(metric, v) for metric, v in scores.items()]
-    return found
-
-
-def cell(metric: str, value: float) -> dict[str, Any]:
-    """Give a score as a cell of the table: value and, where it does not apply, the reason."""
-    if not math.isnan(value):
-        return {"value": value, "reason": ""}
-    reason = REASONS.get(metric, "the model's answers do not vary")
-    return {"value": "not applicable", "reason": reason}

@@ -1,0 +1,207 @@
+"""The arena's tables and the judgements made of them, on tables with known answers."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from unlearnlib import arena_specs, arena_tables, league
+from unlearnlib.paths import Place
+
+CLASS, GROUP = "class_0", "random"
+FAMILIES = {"good": "with data", "free": "zero-shot"}
+
+
+def results(tmp_path: Path, **gaps: float) -> league.Results:
+    """Write and read a table of two requests; each method is off by its gap, give or take."""
+    gaps = {"original": 40.0, "retrain": 0.0, "retrain_again": 0.1, "good": 0.2, "free": 5.0} | gaps
+    rows = []
+    for request in (CLASS, GROUP):
+        for method, gap in gaps.items():
+            for seed in range(4):
+                noise = 0.0 if method == "retrain" else 0.01 * seed
+                values = dict.fromkeys(("retain_gap", "forget_gap", "cost"), gap + noise)
+                values |= {"js_forget": (gap + noise) / 100, "js_retain": (gap + noise) / 100}
+                values |= {"tow": 1 - gap / 100, "ain": math.exp(gap), "probe": 70 + gap}
+                head = {"request": request, "method": method, "seed": seed}
+                applies = {k: v for k, v in values.items() if k != "probe" or request == CLASS}
+                rows += [head | {"metric": k, "value": v, "reason": ""} for k, v in applies.items()]
+    rows = [r for r in rows if (r["request"], r["method"]) != (GROUP, "free")]
+    apart = {"seed": "all", "metric": "all", "value": "not applicable", "reason": "takes classes"}
+    rows.append({"request": GROUP, "method": "free"} | apart)
+    pd.DataFrame(rows).to_csv(tmp_path / "arena.csv", index=False)
+    return league.read(tmp_path / "arena.csv")
+
+
+def test_a_table_is_read_with_what_does_not_apply(tmp_path: Path):
+    found = results(tmp_path)
+    assert found.requests == [CLASS, GROUP]
+    assert found.by_class == [CLASS]
+    assert found.methods == ["retrain_again", "good", "free"]
+    assert found.absent == {(GROUP, "free")}
+    assert len(found.repeats(GROUP, "free", "js_forget")) == 0
+    assert found.distance(CLASS, "free", "probe").to_list() == [5.0] * 4
+    assert found.distance(CLASS, "free", "ain").to_list() == pytest.approx([5.0] * 4)
+    assert found.distance(CLASS, "free", "tow").to_list() == pytest.approx([0.05] * 4)
+
+
+@pytest.mark.parametrize("value", ["", "nan?", "not applicable"])
+def test_a_value_that_is_missing_without_a_reason_is_refused(tmp_path: Path, value: str):
+    results(tmp_path)
+    table = pd.read_csv(tmp_path / "arena.csv", dtype=str, keep_default_na=False)
+    table.loc[3, "value"] = value
+    table.to_csv(tmp_path / "arena.csv", index=False)
+    with pytest.raises(ValueError, match="1 values are neither numbers.*line 5"):
+        league.read(tmp_path / "arena.csv")
+
+
+def test_equivalence_is_shown_where_the_gap_is_small(tmp_path: Path):
+    found = results(tmp_path)
+    margins = {"retain_gap": 1.0, "forget_gap": 1.0}
+    tests = league.equivalences(found, margins, level=0.05, wanted=0.8)
+    passed = tests.groupby("method")["equivalent"].all()
+    assert passed.to_dict() == {
+        "retrain_again": True,
+        "good": True,
+        "free": False,
+        "original": False,
+    }
+    assert (tests["p_holm"] >= tests["p"]).all()
+    assert tests.loc[tests["method"] == "original", "seeds_needed"].eq(math.inf).all()
+    met = league.margins_met(found, tests)
+    assert met.loc["good"].to_list() == ["both", "both"]
+    assert met.loc["free"].to_list() == ["neither", "n/a"]
+    tests.loc[(tests["method"] == "good") & (tests["score"] == "retain_gap"), "equivalent"] = False
+    assert league.margins_met(found, tests).loc["good", CLASS] == "forget"
+
+
+def test_the_league_is_in_order_of_mean_rank_without_cost(tmp_path: Path):
+    means, cells = league.table(results(tmp_path, good=0.05))
+    assert list(means.index) == ["good", "retrain_again", "free"]
+    assert means.loc["free", "probe (points)"] == 5
+    assert cells.loc["free", "retain accuracy (points)"].startswith("5.0")
+    assert cells.loc["free", "attack AUC"] == "-"  # was not measured
+
+
+def test_the_front_is_what_no_other_beats_in_both():
+    cost = pd.Series({"a": 1.0, "b": 2.0, "c": 3.0, "d": 2.5})
+    quality = pd.Series({"a": 5.0, "b": 1.0, "c": 0.5, "d": 3.0})
+    assert league.front(cost, quality) == ["a", "b", "c"]
+
+
+def test_advice_names_the_nearest_and_says_when_nothing_is_nearer(tmp_path: Path):
+    found = results(tmp_path)
+    margins = {"retain_gap": 1.0, "forget_gap": 1.0}
+    tests = league.equivalences(found, margins, level=0.05, wanted=0.8)
+    lines = league.advice(found, tests, FAMILIES)
+    assert len(lines) == 3
+    assert "with data:** good" in lines[0] and "1 of 1 requests" in lines[0]
+    assert "zero-shot:** free" in lines[1] and "0 of 1 requests" in lines[1]
+    assert "nearest method is good" in lines[2] and "nearer than doing nothing" in lines[2]
+    idle = league.advice(results(tmp_path, original=0.01), tests, FAMILIES)[2]
+    assert "doing nothing is nearer still" in idle and "nothing to gain" in idle
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def records(*, models: int = 8) -> list[dict]:
+    """Make margins of an ensemble: gold, a second gold, and a method that is far off."""
+    random, found = np.random.default_rng(0), []
+    for number in range(models):
+        margins = {
+            name: {
+                part: torch.from_numpy(random.normal(shift, 1, 30)).half()
+                for part in arena_tables.SETS
+            }
+            for name, shift in (("retrain", 0), ("retrain_again", 0), ("far", 20))
+        }
+        if number == 0:
+            margins["alone"] = margins["far"]
+        spec = {"request": {"name": CLASS}, "seed": number}
+        found.append(
+            {"spec": spec, "result": {"margins": margins, "scores": {"far": {"ain": math.nan}}}}
+        )
+    return found
+
+
+def test_ensembles_are_compared_and_grow():
+    assert arena_tables.members(records()) == ["retrain_again", "far"]
+    found = {
+        (row["method"], row["metric"]): row["value"]
+        for row in arena_tables.distribution_rows(records())
+    }
+    assert found["far", "ulira_forget"] == 100
+    assert found["far", "klom_retain"] > 8 > found["retrain_again", "klom_retain"]
+    table = arena_tables.growth(records(), [2, 8, 64])
+    assert sorted(set(table["models"])) == [2, 8]
+    assert table.loc[table["models"] == 2, "ulira"].isna().all()
+
+
+def test_rows_say_why_a_score_is_absent():
+    row = arena_tables.score_rows(records(models=1))[0]
+    assert row["value"] == "not applicable"
+    assert "without a step" in row["reason"]
+    absent = arena_tables.absent_rows(
+        [{"name": GROUP, "mode": "random"}, {"name": CLASS, "classes": [0]}], {"gkt": "zero_shot"}
+    )
+    assert [(row["request"], row["method"]) for row in absent] == [(GROUP, "gkt")]
+
+
+# --------------------------------------------------------------------------------------- plan
+
+
+def plan(**changes: object) -> arena_specs.Plan:
+    requests = [{"name": CLASS, "classes": [0]}, {"name": GROUP, "mode": "random", "size": 3}]
+    options = {"requests": requests, "seeds": [0, 1], "ensemble": 3, "ensemble_requests": [CLASS]}
+    return arena_specs.Plan(Place("quick"), **options | changes)
+
+
+def test_a_plan_asks_for_every_model_once():
+    specs = plan().trainings({"epochs": 1})
+    names = [spec["name"] for spec in specs]
+    assert len(set(names)) == len(names) == 3 + 2 * (3 + 2)
+    starts = {spec["name"]: spec["seed"] for spec in specs}
+    assert starts["class_0-seed2"] == 2 != starts["class_0-again-seed2"]
+
+
+def test_expensive_methods_serve_the_seeds_alone_and_groups_not_at_all():
+    methods = {"dear": {"kind": "gkt", "settings": {}, "ensemble": False}}
+    methods["cheap"] = methods["dear"] | {"ensemble": True}
+    specs = arena_specs.zero_shot(plan(), methods)
+    assert {spec["request"]["name"] for spec in specs} == {CLASS}
+    seeds = {m: [s["seed"] for s in specs if s["method"] == m] for m in methods}
+    assert seeds == {"dear": [0, 1], "cheap": [0, 1, 2]}
+
+
+def test_scorings_find_the_files_of_their_request_and_seed():
+    runs = [("data", {"name": "a", "seed": 0, "request": plan().requests[0]})]
+    runs.append(("influence", {"name": "b", "seed": 0, "requests": plan().requests}))
+    specs = arena_specs.scorings(
+        plan(), runs, {"relearning": {"steps": 1}}, store=Path("x"), keep=CLASS
+    )
+    by_name = {spec["name"]: spec for spec in specs}
+    assert [by_name["class_0-seed0"][f"run_{n}"].as_posix() for n in range(2)] == [
+        "x/data/a.pt", "x/influence/b.pt",
+    ]  # fmt: skip
+    assert by_name["random-seed0"]["runs"] == 1
+    assert by_name["class_0-seed0"]["keep"] and not by_name["class_0-seed1"]["keep"]
+    assert by_name["class_0-seed2"]["relearning"] is None
+    with pytest.raises(ValueError, match="none of the requests"):
+        arena_specs.scorings(plan(), runs, {}, store=Path("x"), keep="other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ensemble_requests": ["other"]}, "no request named"),
+        ({"seeds": [0, 7]}, "not all among the ensemble's 0 to 2"),
+        ({"requests": [{"name": CLASS}, {"name": CLASS}]}, "a name of its own"),
+    ],
+)
+def test_bad_plans_are_refused(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        plan(**changes)
