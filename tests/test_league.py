@@ -86,6 +86,16 @@ def test_the_league_is_in_order_of_mean_rank_without_cost(tmp_path: Path):
     assert cells.loc["free", "attack AUC"] == "-"  # was not measured
 
 
+def test_models_of_an_ensemble_alone_do_not_weigh_in_the_league(tmp_path: Path):
+    results(tmp_path)
+    table = pd.read_csv(tmp_path / "arena.csv", dtype=str, keep_default_na=False)
+    further = table[(table["method"] == "good") & (table["metric"] == "js_forget")]
+    further = further.assign(seed="9", value="900")
+    pd.concat([table, further]).to_csv(tmp_path / "arena.csv", index=False)
+    means, _ = league.table(league.read(tmp_path / "arena.csv"))
+    assert means.loc["good", "JS, forgotten (nats)"] < 1
+
+
 def test_the_front_is_what_no_other_beats_in_both():
     cost = pd.Series({"a": 1.0, "b": 2.0, "c": 3.0, "d": 2.5})
     quality = pd.Series({"a": 5.0, "b": 1.0, "c": 0.5, "d": 3.0})

@@ -58,6 +58,11 @@ class Results:
         applies = self.numbers[(self.numbers["metric"] == "probe") & self.numbers["value"].notna()]
         return [request for request in self.requests if request in set(applies["request"])]
 
+    @property
+    def seeds(self) -> set[str]:
+        """The original models on which every method was measured, and not ensembles alone."""
+        return set(self.numbers.loc[self.numbers["metric"] == "cost", "seed"])
+
     def repeats(self, request: str, method: str, metric: str) -> pd.Series:
         """Return the values of a metric by seed, without those that do not apply."""
         keys = self.numbers[["request", "method", "metric"]] == [request, method, metric]
@@ -164,6 +169,7 @@ def table(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
             values = pd.concat(
                 [results.distance(request, method, metric) for request in results.by_class]
             )
+            values = values[values.index.isin(results.seeds)]  # no request weighs more
             found = stats.mean_interval(values.to_list() or [math.nan])
             means[method][title] = found[0]
             cells[method][title] = stats.with_interval(*found, digits=digits)
