@@ -158,3 +158,40 @@ def test_what_is_committed_is_what_the_lock_says() -> None:
         if path in outs:
             found = hashlib.md5((ROOT / path).read_bytes(), usedforsecurity=False).hexdigest()
             assert found == outs[path], f"{path} is not what dvc.lock says; run dvc repro"
+
+
+@pytest.fixture(scope="module")
+def arena(tables: Path) -> pd.DataFrame:
+    return pd.read_csv(tables / "arena.csv", dtype=str, keep_default_na=False)
+
+
+def test_every_method_serves_every_request_or_says_why_not(arena: pd.DataFrame) -> None:
+    parameters = yaml.safe_load((ROOT / "params/quick.yaml").read_text())
+    given, study = parameters["arena"], parameters["study"]
+    methods = [*given["baselines"], *given["zero_shot"], *given["influence"]]
+    references = ["original", "retrain", "retrain_again"]
+    whole = arena[arena["metric"] == "all"]
+    absent = set(zip(whole["request"], whole["method"], strict=True))
+    served = arena[arena["metric"] == "js_forget"]
+    for request in study["arena_requests"]:
+        name = request["name"]
+        found = served[served["request"] == name].groupby("method")["seed"].nunique()
+        for method in [*references, *methods]:
+            assert ((name, method) in absent) != (found.get(method, 0) >= len(study["arena_seeds"]))
+    assert {request for request, _ in absent} == {"random"}
+    assert {"klom_forget", "ulira_forget"} <= set(arena.loc[arena["seed"] == "all", "metric"])
+
+
+def test_no_value_of_the_arena_is_blank(arena: pd.DataFrame) -> None:
+    assert list(arena) == ["request", "method", "seed", "metric", "value", "reason"]
+    apart = arena["value"] == "not applicable"
+    assert pd.to_numeric(arena.loc[~apart, "value"]).notna().all()
+    assert ((arena["reason"] != "") == apart).all()
+
+
+def test_gold_is_nearest_to_gold(arena: pd.DataFrame) -> None:
+    rows = arena[(arena["request"] == "class_0") & (arena["metric"] == "js_forget")]
+    mean = rows.assign(value=rows["value"].astype(float)).groupby("method")["value"].mean()
+    assert mean["retrain"] < 1e-9
+    assert mean.drop(["retrain", "retrain_again"]).min() > mean["retrain_again"] / 2
+    assert mean["original"] > 2 * mean["retrain_again"]

@@ -37,7 +37,7 @@ PARTS = {  # by the number of the first page
     0: "Data and original model",
     10: "Forget a class, without data",
     20: "Forget a group, by influence",
-    40: "Compare and conclude",
+    40: "One arena for every method",
 }
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
