@@ -291,6 +291,13 @@ def test_index_has_a_card_for_each_page(built: dict[str, BeautifulSoup]) -> None
     assert not cards[0].p.a  # the card itself is the link
 
 
+def test_the_abstract_speaks_of_the_parts_that_are_there(built: dict[str, BeautifulSoup]) -> None:
+    text = built["index"].select_one("section.abstract").get_text()
+    assert "without any data" in text
+    assert "influence functions" not in text
+    assert "One arena" not in text
+
+
 def test_index_draws_the_pipeline_in_order(built: dict[str, BeautifulSoup]) -> None:
     parts = built["index"].select(".pipeline > li")
     steps = [[link["href"] for link in part.find_all("a")] for part in parts]

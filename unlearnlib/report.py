@@ -379,12 +379,12 @@ def _headline(path: Path) -> list[list[str]]:
         return [row for row in csv.reader(file) if row]
 
 
-def _parts(pages: list[Page]) -> dict[str, dict[str, Any]]:
-    """Group pages into the parts of the study by their number."""
-    parts: dict[str, dict[str, Any]] = {}
+def _parts(pages: list[Page]) -> dict[int, dict[str, Any]]:
+    """Group pages into the parts of the study, by the number that a part's first page may have."""
+    parts: dict[int, dict[str, Any]] = {}
     for page in pages:
-        label = PARTS[max(first for first in PARTS if first <= int(page.number or 0))]
-        parts.setdefault(label, {"label": label, "pages": []})["pages"].append(page)
+        first = max(first for first in PARTS if first <= int(page.number or 0))
+        parts.setdefault(first, {"label": PARTS[first], "pages": []})["pages"].append(page)
     return parts
 
 
