@@ -18,6 +18,7 @@ REASONS = {
     "probe": "the classes of a group stay, so that features should tell them apart",
     "ain": "the retrained model knows the items without a step",
 }
+CENSORED = "the retrained model did not learn the items within the mini-batches allowed"
 
 
 def score_rows(records: Records) -> list[dict[str, Any]]:
@@ -30,8 +31,17 @@ def score_rows(records: Records) -> list[dict[str, Any]]:
         spec = record["spec"]
         for method, scores in record["result"]["scores"].items():
             head = {"request": spec["request"]["name"], "method": method, "seed": spec["seed"]}
-            found += [head | {"metric": metric} | cell(metric, v) for metric, v in scores.items()]
+            known = {k: cell(k, v) for k, v in scores.items()}
+            if "ain" in scores and _censored(record):
+                known["ain"] = {"value": NOT_APPLICABLE, "reason": CENSORED}
+            found += [head | {"metric": metric} | value for metric, value in known.items()]
     return found
+
+
+def _censored(record: dict[str, Any]) -> bool:
+    """Say whether gold was still learning the items when relearning was given up."""
+    gold = record["result"]["scores"]["retrain"]["relearn_time"]
+    return gold >= record["spec"]["relearning"]["steps"]
 
 
 def cell(metric: str, value: float) -> dict[str, Any]:
@@ -82,7 +92,7 @@ def costs(plan: Plan, records: Records) -> pd.DataFrame:
         for method, path in plan.references(request, seed).items()
     ]
     table = pd.DataFrame(rows)
-    table = table[table["seed"].isin(plan.seeds)]
+    table = table[table["seed"].isin(plan.seeds) & (table["method"] != "original")]
     gold = table[table["method"] == "retrain"].set_index(["request", "seed"])["seconds"]
     keys = pd.MultiIndex.from_frame(table[["request", "seed"]])
     return table.assign(cost=table["seconds"] / gold.reindex(keys).to_numpy())

@@ -86,7 +86,7 @@ def power(
         raise ValueError(f"n={n}: a test needs at least 2 seeds")
     if abs(mean) >= margin:
         return alpha if deviation > 0 else 0.0
-    if deviation == 0:
+    if deviation < 1e-9 * margin:
         return 1.0
     error, critical = deviation / math.sqrt(n), student.ppf(1 - alpha, n - 1)
     below, above = (nct.sf(critical, n - 1, (margin + s * mean) / error) for s in (-1, 1))

@@ -23,7 +23,6 @@ DISTANCES = {
     "js_retain": ("JS, retained (nats)", 4),
     "activation_distance_forget": ("activation, forgotten", 3),
     "mia_gap": ("attack AUC", 3),
-    "ain": ("|log AIN|", 2),
     "probe": ("probe (points)", 1),
 }
 COST = "cost (retrainings)"
@@ -73,8 +72,6 @@ class Results:
         values = self.repeats(request, method, metric)
         if metric == "tow":
             return 1 - values
-        if metric == "ain":
-            return np.log(values.clip(lower=1e-3)).abs()
         if metric == "probe":
             values = values - self.repeats(request, "retrain", "probe")
         return values.abs()
@@ -116,7 +113,8 @@ def equivalences(
 
     Returns:
         a row for each request, method and score: ``mean``, ``low`` and ``high`` (the interval that
-        the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` and ``equivalent``.
+        the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` (for this test alone, without
+        the correction), ``beyond`` (the mean itself is not within the margin) and ``equivalent``.
     """
     rows = []
     for request in results.requests:
@@ -131,7 +129,7 @@ def equivalences(
                 )
                 row = {"request": request, "method": method, "score": metric, "mean": found.mean}
                 row |= {"low": found.low, "high": found.high, "p": found.p, "seeds": found.n}
-                rows.append(row | {"seeds_needed": needed})
+                rows.append(row | {"seeds_needed": needed, "beyond": abs(found.mean) >= margin})
     table = pd.DataFrame(rows)
     table["p_holm"] = multipletests(table["p"], method="holm")[1]
     return table.assign(equivalent=table["p_holm"] < level)
@@ -189,9 +187,9 @@ def front(cost: pd.Series, quality: pd.Series) -> list[str]:
 
 
 def divergence(results: Results, request: str, method: str) -> float:
-    """Compute the mean over seeds of the divergences from gold, on forgotten and kept images."""
+    """Compute the divergence from gold on forgotten and retained images, the mean over `seeds`."""
     parts = (results.repeats(request, method, f"js_{name}") for name in ("forget", "retain"))
-    return float(sum(part.mean() for part in parts))
+    return float(sum(part[part.index.isin(results.seeds)].mean() for part in parts))
 
 
 def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> list[str]:
@@ -236,7 +234,7 @@ def _group_advice(results: Results, request: str) -> str:
         if found[name] < nothing
         else "doing nothing is nearer still"
     )
-    end = "" if nothing > luck else ", so that there is nothing to gain that could be measured"
+    end = "" if nothing > luck else ", so that what there is to gain is within what golds differ by"
     return (
         f"**To forget the group {request}:** the original is {nothing:.4f} nats from gold, a "
         f"second gold {luck:.4f}{end}. The nearest method is {name} with {found[name]:.4f}: "
