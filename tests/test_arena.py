@@ -25,6 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines(folder / "mnist.npz", test=100)
     for name, request, seed in (
         ("original", None, 0), ("retrain", CLASS, 0), ("retrain_again", CLASS, 1),
+        ("retrain_reordered", CLASS, 0),
     ):  # fmt: skip
         save(folder / f"{name}.pt", arena.run_training(training(folder, request, seed)))
     return folder
@@ -32,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def training(folder: Path, request: dict | None, seed: int = 0, **changes: object) -> dict:
     spec = {"data": folder / "mnist.npz", "items": None, "model": "allcnn", "width": 0.05}
-    return spec | RECIPE | {"name": "x", "seed": seed, "request": request} | changes
+    return spec | RECIPE | {"name": "x", "start": seed, "seed": seed, "request": request} | changes
 
 
 def save(path: Path, result: dict) -> Path:
@@ -125,16 +126,18 @@ def test_a_baseline_forgets(place: Path):
 
 @pytest.mark.parametrize("kind", arena.ZERO_SHOT)
 def test_zero_shot_methods_read_the_model_alone(place: Path, kind: str):
-    synthesis = {"per_class": 4, "steps": 2, "batch_size": 18}
+    synthesis = {"steps": 2, "batch_size": 18}
     settings = {
         "mm_noise": {"per_class": 2, "noise_steps": 2, "batch_size": 10},
         "gkt": {"pseudo_batches": 2, "snapshots": 1, "batch_size": 8, "generator_channels": 4},
         "deep_inversion": {
-            "synthesis": synthesis,
-            "distillation": {"per_class": 4, "steps": 6, "batch_size": 12, "gate_threshold": 1.0},
+            "synthesis": synthesis, "per_class": 4, "steps": 6, "batch_size": 12,
+            "gate_threshold": 1.0,
         },
-        "masked_distillation": {"synthesis": synthesis, "tuning": {"steps": 3, "batch_size": 12}},
-    }[kind]
+        "masked_distillation": {
+            "synthesis": synthesis, "per_class": 4, "steps": 3, "batch_size": 12,
+        },
+    }[kind]  # fmt: skip
     spec = {"name": "x", "method": "m", "kind": kind, "request": CLASS, "seed": 0}
     spec |= {"original": place / "original.pt", "settings": settings}
     result = arena.run_zero_shot(spec)
@@ -167,6 +170,34 @@ def test_newton_of_the_arena_is_that_of_the_kept_part_of_the_sample(place: Path)
     expected = influence.newton(gradient, Dense(matrix, 0.05), **sizes).delta
     moved = curvature.flatten(models.unpack(found)) - curvature.flatten(original)
     torch.testing.assert_close(moved.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_second_order_of_the_arena_is_influences_own(place: Path):
+    """With all items in the sample there is one form of the estimator."""
+    spec = influencing(place, methods=["second_order"], requests=[CLASS], curvature_items=200)
+    found = arena.run_influence(spec)["models"]["class_0"]["second_order"]
+    items = arena.items_of(data.load(place / "mnist.npz"), None, CLASS)
+    original = models.load(place / "original.pt").eval()
+    objective = Objective(original, items.images, items.labels, l2=1e-3)
+    system = Dense(curvature.gauss_newton(objective), 0.05)
+    expected = influence.estimate("second_order", objective, items.forgotten, system).delta
+    moved = curvature.flatten(models.unpack(found)) - curvature.flatten(original)
+    torch.testing.assert_close(moved.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_group_that_is_not_in_the_sample_has_no_curvature(place: Path):
+    """Newton's step is then the first order's, and the second order's a multiple of it."""
+    one = {"name": "one", "mode": "random", "label": None, "size": 1, "seed": 0}
+    spec = influencing(
+        place, methods=["first_order", "newton", "second_order"], requests=[one], curvature_items=2
+    )
+    found = arena.run_influence(spec)["models"]["one"]
+    start = curvature.flatten(models.load(place / "original.pt"))
+    first, newton, second = (
+        curvature.flatten(models.unpack(found[m])) - start for m in spec["methods"]
+    )
+    torch.testing.assert_close(newton, first)
+    assert torch.nn.functional.cosine_similarity(second, first, 0) > 0.99
 
 
 # ------------------------------------------------------------------------------------- scores

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearnlib import arena_specs, arena_tables, league
+from unlearnlib import arena_specs, arena_tables, equivalence, league
 from unlearnlib.paths import Place
 
 CLASS, GROUP = "class_0", "random"
@@ -69,6 +69,10 @@ def test_equivalence_is_shown_where_the_gap_is_small(tmp_path: Path):
         "original": False,
     }
     assert (tests["p_holm"] >= tests["p"]).all()
+    deviation = found.repeats(CLASS, "good", "retain_gap").std()
+    alone = equivalence.seeds_needed(deviation, margin=1, mean=0.215)
+    good = tests[(tests["method"] == "good") & (tests["request"] == CLASS)]
+    assert (good["seeds_needed"] > alone).all()  # a correction costs seeds
     assert tests.loc[tests["method"] == "original", "seeds_needed"].eq(math.inf).all()
     met = league.margins_met(found, tests)
     assert met.loc["good"].to_list() == ["both", "both"]
@@ -109,6 +113,7 @@ def test_advice_names_the_nearest_and_says_when_nothing_is_nearer(tmp_path: Path
     assert len(lines) == 3
     assert "with data:** good" in lines[0] and "1 of 1 requests" in lines[0]
     assert "zero-shot:** free" in lines[1] and "0 of 1 requests" in lines[1]
+    assert "5.000" not in lines[0] and "0.004 ± 0.000 nats, n = 4" in lines[0]
     assert "nearest method is good" in lines[2] and "nearer than doing nothing" in lines[2]
     idle = league.advice(results(tmp_path, original=0.01), tests, FAMILIES)[2]
     assert "doing nothing is nearer still" in idle and "what golds differ by" in idle
@@ -178,22 +183,30 @@ def test_rows_say_why_a_score_is_absent():
 
 def plan(**changes: object) -> arena_specs.Plan:
     requests = [{"name": CLASS, "classes": [0]}, {"name": GROUP, "mode": "random", "size": 3}]
-    options = {"requests": requests, "seeds": [0, 1], "ensemble": 3, "ensemble_requests": [CLASS]}
+    options = {"requests": requests, "seeds": [0, 1], "ensemble": 3, "items": 50}
+    options["ensemble_requests"] = [CLASS]
     return arena_specs.Plan(Place("quick"), **options | changes)
 
 
 def test_a_plan_asks_for_every_model_once():
     specs = plan().trainings({"epochs": 1})
     names = [spec["name"] for spec in specs]
-    assert len(set(names)) == len(names) == 3 + 2 * (3 + 2)
-    starts = {spec["name"]: spec["seed"] for spec in specs}
-    assert starts["class_0-seed2"] == 2 != starts["class_0-again-seed2"]
+    assert len(set(names)) == len(names) == 3 + 2 * (3 + 2) + (2 + 2)
+    assert all(spec["items"] == 50 for spec in specs)
+    seeds = {spec["name"]: (spec["start"], spec["seed"]) for spec in specs}
+    gold, again, reordered = (seeds[f"class_0{e}-seed1"] for e in ("", "-again", "-reordered"))
+    assert gold == seeds["original-seed1"] == (1, 1)
+    assert again[0] != 1 != again[1]
+    assert reordered[0] == 1 != reordered[1]
 
 
 def test_expensive_methods_serve_the_seeds_alone_and_groups_not_at_all():
-    methods = {"dear": {"kind": "gkt", "settings": {}, "ensemble": False}}
-    methods["cheap"] = methods["dear"] | {"ensemble": True}
-    specs = arena_specs.zero_shot(plan(), methods)
+    methods = {"dear": {"kind": "gkt", "batch_size": 3}}
+    methods["cheap"] = {"kind": "deep_inversion", "ensemble": True, "per_class": 5}
+    specs = arena_specs.zero_shot(plan(), methods, synthesis={"steps": 7})
+    settings = {spec["method"]: spec["settings"] for spec in specs}
+    assert settings["dear"] == {"batch_size": 3}
+    assert settings["cheap"] == {"per_class": 5, "synthesis": {"steps": 7}}
     assert {spec["request"]["name"] for spec in specs} == {CLASS}
     seeds = {m: [s["seed"] for s in specs if s["method"] == m] for m in methods}
     assert seeds == {"dear": [0, 1], "cheap": [0, 1, 2]}
@@ -203,17 +216,20 @@ def test_scorings_find_the_files_of_their_request_and_seed():
     runs = [("data", {"name": "a", "seed": 0, "request": plan().requests[0]})]
     runs.append(("influence", {"name": "b", "seed": 0, "requests": plan().requests}))
     specs = arena_specs.scorings(
-        plan(), runs, {"relearning": {"steps": 1}}, store=Path("x"), keep=CLASS
+        plan(), runs, {"relearning": {"steps": 1}, "keep": CLASS}, store=Path("x")
     )
     by_name = {spec["name"]: spec for spec in specs}
     assert [by_name["class_0-seed0"][f"run_{n}"].as_posix() for n in range(2)] == [
         "x/data/a.pt", "x/influence/b.pt",
     ]  # fmt: skip
     assert by_name["random-seed0"]["runs"] == 1
+    assert by_name["random-seed0"]["items"] == 50
+    assert "retrain_reordered" in by_name["class_0-seed1"]
+    assert "retrain_reordered" not in by_name["class_0-seed2"]
     assert by_name["class_0-seed0"]["keep"] and not by_name["class_0-seed1"]["keep"]
     assert by_name["class_0-seed2"]["relearning"] is None
     with pytest.raises(ValueError, match="none of the requests"):
-        arena_specs.scorings(plan(), runs, {}, store=Path("x"), keep="other")
+        arena_specs.scorings(plan(), runs, {"keep": "other"}, store=Path("x"))
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,7 @@ def test_a_notebook_opened_by_hand_is_the_quick_run(path: Path) -> None:
 def test_a_notebook_argues_and_leaves_mechanism_to_the_library(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
-    # the parameters are data, and papermill wants them in one cell
-    steps = [cell for cell in code if "parameters" not in cell.metadata.get("tags", [])]
-    assert max(len(cell.source.splitlines()) for cell in steps) <= 30
+    assert max(len(cell.source.splitlines()) for cell in code) <= 30
     assert (len(cells) - len(code)) * 2 >= len(code)
     assert cells[0].source.startswith("# ")
     assert cells[-1].source.startswith("## What this shows")

@@ -20,9 +20,18 @@ def parts() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torc
 def test_a_model_that_knows_needs_no_step_and_a_fresh_one_some(monkeypatch: pytest.MonkeyPatch):
     knowing, fresh = taught(monkeypatch), tiny(monkeypatch, seed=1)
     curves = [relearning.relearning_curve(n, *parts(), **OPTIONS) for n in (knowing, fresh)]
-    times = [relearning.relearn_time(curve, original=100) for curve in curves]
+    times = [relearning.relearn_time(curve, until=95) for curve in curves]
     assert times[0] == 0 < times[1]
     assert len(curves[0]) == 13
+    assert relearning.goal(knowing, parts()[0]) == pytest.approx(0.95 * curves[0][0])
+
+
+def test_learning_again_ends_where_the_accuracy_is_back(monkeypatch: pytest.MonkeyPatch):
+    whole = relearning.relearning_curve(tiny(monkeypatch, seed=1), *parts(), **OPTIONS)
+    short = relearning.relearning_curve(tiny(monkeypatch, seed=1), *parts(), **OPTIONS, until=80)
+    assert short == whole[: len(short)]
+    assert len(short) < len(whole)
+    assert short[-1] >= 80 > max(short[:-1])
 
 
 def test_the_model_itself_stays_as_it_was(monkeypatch: pytest.MonkeyPatch):
@@ -43,7 +52,7 @@ def test_retained_items_keep_a_model_from_saying_one_class_always(monkeypatch: p
     ("curve", "expected"), [([0, 50, 94, 95, 99], 3), ([97, 20], 0), ([0, 10, 94.9], math.inf)]
 )
 def test_relearn_time_is_the_first_step_within_the_margin(curve: list[float], expected: float):
-    assert relearning.relearn_time(curve, original=100) == expected
+    assert relearning.relearn_time(curve, until=95) == expected
 
 
 def test_anamnesis_index_is_a_ratio_with_a_cap():

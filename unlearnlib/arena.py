@@ -135,14 +135,15 @@ def run_training(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: ``data`` (file of the data set), ``items`` (see `items_of`), ``model``, ``width`` and
-            ``seed``, the keywords ``epochs``, ``batch_size``, ``learning_rate`` and ``l2`` of
-            `retraining.fit`, and ``request`` (None: the original).
+            ``start`` (seed of the first weights), ``seed`` (of the order of the images), the keywords
+            ``epochs``, ``batch_size``, ``learning_rate`` and ``l2`` of `retraining.fit`, and
+            ``request`` (None: the original).
 
     Returns:
         ``model`` (packed), ``losses`` by epoch, ``train_images`` and ``shape`` of an image.
     """
     items = _loaded(spec, spec["request"])
-    torch.manual_seed(spec["seed"])  # pairs a retrained model with the original of its seed
+    torch.manual_seed(spec["start"])  # pairs a retrained model with the original of its seed
     network = models.build(spec["model"], width=spec["width"])
     options = {key: spec[key] for key in retraining.RECIPE} | {"seed": spec["seed"]}
     losses = retraining.fit(network, *items.part(items.kept), **options)
@@ -197,8 +198,9 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         spec: ``method`` (its name in tables), ``kind`` (one of `ZERO_SHOT`), ``request``,
             ``original``, ``seed`` and ``settings``: keywords of `noise.Settings` or
-            `gkt.Settings`; for DeepInversion ``synthesis`` and ``distillation``, for masked
-            distillation ``synthesis`` and ``tuning``.
+            `gkt.Settings`; else ``synthesis`` and ``per_class``, which are keywords of
+            `inversion.Synthesis`, and for DeepInversion those of `inversion.Distillation`, for
+            masked distillation those of `masking.Tuning`.
 
     Returns:
         as `run_baseline`.
@@ -212,27 +214,32 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
     teacher, shape = models.load_teacher(spec["original"], request["classes"])
     started = time.perf_counter()
     options = {"forget_classes": request["classes"], "seed": spec["seed"]}
+    settings = dict(spec["settings"])
     if kind == "mm_noise":
         network = noise.unlearn(
             teacher, shape=shape, num_classes=models.num_classes(teacher),
-            settings=noise.Settings(**spec["settings"]), **options,
+            settings=noise.Settings(**settings), **options,
         )["model"]  # fmt: skip
     elif kind == "gkt":
         result = gkt.transfer_knowledge(
-            teacher, shape=shape, settings=gkt.Settings(**spec["settings"]), **options
+            teacher, shape=shape, settings=gkt.Settings(**settings), **options
         )
         network = models.unpack(result["model"])
     elif kind == "deep_inversion":
-        network = _invert(teacher, shape, options, spec["settings"])
+        network = _invert(teacher, shape, options, settings)
     elif kind == "masked_distillation":
         network = masking.unlearn(
             teacher, shape=shape, num_classes=models.num_classes(teacher),
-            synthesis=inversion.Synthesis(**spec["settings"]["synthesis"]),
-            tuning=masking.Tuning(**spec["settings"]["tuning"]), **options,
+            synthesis=_synthesis(settings, settings.pop("per_class")),
+            tuning=masking.Tuning(**settings), **options,
         )  # fmt: skip
     else:
         raise ValueError(f"unknown kind {kind!r}; choose one of {list(ZERO_SHOT)}")
     return _result(request, spec["method"], network, started)
+
+
+def _synthesis(settings: dict[str, Any], per_class: int) -> inversion.Synthesis:
+    return inversion.Synthesis(**settings.pop("synthesis"), per_class=per_class)
 
 
 def _invert(
@@ -241,9 +248,9 @@ def _invert(
     """Draw images by DeepInversion and distil the teacher on them."""
     images, _ = inversion.synthesise(
         teacher, shape=shape, num_classes=models.num_classes(teacher),
-        settings=inversion.Synthesis(**settings["synthesis"]), **options,
+        settings=_synthesis(settings, settings["per_class"]), **options,
     )  # fmt: skip
-    distillation = inversion.Distillation(**settings["distillation"])
+    distillation = inversion.Distillation(**settings)
     return inversion.distil(teacher, images, settings=distillation, **options)[0]
 
 
@@ -254,7 +261,8 @@ def run_influence(spec: dict[str, Any]) -> dict[str, Any]:
     """Unlearn several requests by influence, with every estimator, from one original model.
 
     The Gauss-Newton matrix is formed once, on a random sample C of the items, and shared by all
-    requests. Newton's is that of C without the forgotten items, and so never indefinite.
+    requests. The curvature of the forgotten items is that of those in C, so that what is taken out
+    of the matrix was in it, and Newton's system is never indefinite.
 
     Args:
         spec: ``original``, ``data``, ``items``, ``l2``, ``damping``, ``seed``; ``requests``
@@ -275,12 +283,13 @@ def run_influence(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(_SAMPLE_SEED + spec["seed"])
     sample = torch.randperm(objective.items, generator=generator)[: spec["curvature_items"]]
-    matrix = curvature.gauss_newton(objective, index=sample)
+    system = Dense(curvature.gauss_newton(objective, index=sample), spec["damping"])
+    system.solve(curvature.flatten(original))  # factors the matrix, once for all requests
     shared = time.perf_counter() - started
     found: dict[str, Any] = {"models": {}, "seconds": {}, "scales": {}, "residual": 0.0}
     for request in spec["requests"]:
         items = items_of(dataset, spec["items"], request)
-        task = _Influence(objective, items, sample, matrix, spec, dataset)
+        task = _Influence(objective, items, sample, system, spec, dataset)
         rows = {
             method: task.unlearn(method)
             for method in spec["methods"]
@@ -303,7 +312,7 @@ class _Influence:
     objective: Objective
     items: Items
     sample: Tensor
-    matrix: Tensor
+    system: Dense
     spec: dict[str, Any]
     dataset: data.Dataset
 
@@ -320,37 +329,37 @@ class _Influence:
         }
 
     def _update(self, estimator: str) -> Update:
-        group, system = self.items.forgotten, Dense(self.matrix, self.spec["damping"])
-        sizes = {"items": self.objective.items, "removed": len(group)}
-        if estimator == "newton":
-            return influence.newton(self._gradient(), self._kept(), **sizes)
-        if estimator == SECOND_CUBIC:
-            inside = self.sample[torch.isin(self.sample, group)]
-            of_group = curvature.gauss_newton_operator(self.objective, index=inside)
-            third = curvature.third_operator(
-                self.objective, index=self.sample[: self.spec["third_items"]]
-            )
-            damped = influence.damped(of_group, system.damping)
-            return influence.second_order(self._gradient(), system, damped, third=third, **sizes)
+        group = self.items.forgotten
+        if estimator in ("newton", "second_order", SECOND_CUBIC):
+            return self._with_group_curvature(estimator)
         mask = None
         if estimator in influence.PARTIAL:
             mask = selection.select(
                 "top_gradients", self.objective.network, *self.items.part(group),
                 ratio=self.spec["ratio"], seed=0,
             )  # fmt: skip
-        return influence.estimate(estimator, self.objective, group, system, mask=mask)
+        return influence.estimate(estimator, self.objective, group, self.system, mask=mask)
 
-    def _gradient(self) -> Tensor:
-        return curvature.gradient_sum(self.objective, index=self.items.forgotten)
-
-    def _kept(self) -> Dense:
-        """Take the forgotten items of C out of the matrix: a sum of squares stays."""
-        inside = self.sample[torch.isin(self.sample, self.items.forgotten)]
-        if len(inside) == 0:
-            return Dense(self.matrix, self.spec["damping"])
-        system = Dense(self.matrix, self.spec["damping"])
-        of_group = curvature.gauss_newton(self.objective, index=inside)
-        return influence.kept_system(system, of_group, items=len(self.sample), removed=len(inside))
+    def _with_group_curvature(self, estimator: str) -> Update:
+        group, system = self.items.forgotten, self.system
+        gradient = curvature.gradient_sum(self.objective, index=group)
+        sizes = {"items": self.objective.items, "removed": len(group)}
+        inside = self.sample[torch.isin(self.sample, group)]
+        if len(inside):
+            of_group = curvature.gauss_newton(self.objective, index=inside)
+        else:
+            of_group = torch.zeros_like(system.matrix)
+        if estimator == "newton":
+            if len(inside):
+                drawn = {"items": len(self.sample), "removed": len(inside)}
+                system = influence.kept_system(system, of_group, **drawn)
+            return influence.newton(gradient, system, **sizes)
+        third = None
+        if estimator == SECOND_CUBIC:
+            some = self.sample[: self.spec["third_items"]]
+            third = curvature.third_operator(self.objective, index=some)
+        damped = influence.damped(lambda v: of_group @ v, system.damping)
+        return influence.second_order(gradient, system, damped, third=third, **sizes)
 
     def _scale(self, update: Update) -> float:
         """Choose the scale on forgotten training items and on validation images that stay."""

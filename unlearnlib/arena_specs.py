@@ -9,7 +9,13 @@ from unlearnlib import arena
 from unlearnlib.paths import Place
 
 Spec = dict[str, Any]
-ANOTHER_START = 1_000_000  # added to the seed of the second retrained model
+_ANOTHER = 1_000_000  # added to a seed
+# gold models: ending of the file's name, and what is added to the seeds of start and of order
+GOLD = {
+    "retrain": ("", 0, 0),
+    "retrain_again": ("-again", _ANOTHER, _ANOTHER),
+    "retrain_reordered": ("-reordered", 0, _ANOTHER),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +24,7 @@ class Plan:
 
     Attributes:
         here: files of the profile.
+        items: training images of the arena, see `arena.items_of`; None for all.
         requests: what is to be forgotten, see `arena`; each with a ``name``.
         seeds: original models on which every method serves every request.
         ensemble: models of a kind for the requests below, the seeds 0, 1, ...
@@ -28,6 +35,7 @@ class Plan:
     """
 
     here: Place
+    items: int | None
     requests: list[arena.Request]
     seeds: list[int]
     ensemble: int
@@ -59,37 +67,52 @@ class Plan:
         """Name the file of a trained model."""
         return self.here.runs / "arena_models" / f"{name}-seed{seed}.pt"
 
+    @property
+    def data(self) -> Spec:
+        """Where the training images are: entries of every spec that reads them."""
+        return {"data": self.here.data, "items": self.items}
+
     def references(self, request: arena.Request, seed: int) -> dict[str, Path]:
-        """Name the files of the original and the two retrained models of a request."""
-        return {
-            "original": self.model("original", seed),
-            "retrain": self.model(request["name"], seed),
-            "retrain_again": self.model(f"{request['name']}-again", seed),
+        """Name the files of the original and the retrained models of a request.
+
+        Two further gold models say what luck does: one from another start, and, for the plan's
+        seeds, one from gold's own start that sees the images in another order.
+        """
+        names = {"original": "original"} | {
+            reference: request["name"] + ending
+            for reference, (ending, *_) in GOLD.items()
+            if reference != "retrain_reordered" or seed in self.seeds
         }
+        return {reference: self.model(name, seed) for reference, name in names.items()}
 
     def trainings(self, recipe: Spec) -> list[Spec]:
         """List the specs of `arena.run_training`; a recipe is its spec but for request and seed."""
+        recipe = self.data | recipe
         everyone = sorted({seed for _, seed in self.pairs()})
         specs = [
-            recipe | {"name": f"original-seed{s}", "seed": s, "request": None} for s in everyone
+            recipe | {"name": f"original-seed{s}", "start": s, "seed": s, "request": None}
+            for s in everyone
         ]
         for request, seed in self.pairs():
-            for name, start in ((request["name"], 0), (f"{request['name']}-again", ANOTHER_START)):
-                one = {"name": f"{name}-seed{seed}", "seed": start + seed, "request": request}
-                specs.append(recipe | one)
+            for reference, file in self.references(request, seed).items():
+                if reference != "original":
+                    _, start, order = GOLD[reference]
+                    one = {"name": file.stem, "start": start + seed, "seed": order + seed}
+                    specs.append(recipe | one | {"request": request})
         return specs
 
 
-def baselines(plan: Plan, methods: dict[str, Spec], shared: Spec) -> list[Spec]:
+def baselines(plan: Plan, methods: dict[str, Spec], *, retained_items: int) -> list[Spec]:
     """List the specs of `arena.run_baseline`.
 
     Args:
         plan: the plan.
         methods: settings by method.
-        shared: further entries of each spec.
+        retained_items: how many retained items a method may read.
     """
     return [
-        shared
+        plan.data
+        | {"retained_items": retained_items}
         | {"name": f"{request['name']}-{method}-seed{seed}", "seed": seed, "request": request}
         | {"method": method, "original": plan.model("original", seed), "settings": settings}
         for request, seed in plan.pairs()
@@ -97,34 +120,44 @@ def baselines(plan: Plan, methods: dict[str, Spec], shared: Spec) -> list[Spec]:
     ]
 
 
-def zero_shot(plan: Plan, methods: dict[str, Spec]) -> list[Spec]:
+def zero_shot(plan: Plan, methods: dict[str, Spec], *, synthesis: Spec) -> list[Spec]:
     """List the specs of `arena.run_zero_shot`, for the requests that the methods serve.
 
     Args:
         plan: the plan.
-        methods: by name ``kind`` and ``settings``, and ``ensemble``, whether it is cheap enough to
-            serve all models of an ensemble.
+        methods: by name the ``kind`` (a name in `arena.ZERO_SHOT`), its settings, and ``ensemble``,
+            whether it is cheap enough to serve all models of an ensemble (it is not, unless said).
+        synthesis: a further setting of methods that draw images by DeepInversion.
     """
+    apart, drawing = ("kind", "ensemble"), ("deep_inversion", "masked_distillation")
+    settings = {
+        method: {key: value for key, value in given.items() if key not in apart}
+        | ({"synthesis": synthesis} if given["kind"] in drawing else {})
+        for method, given in methods.items()
+    }
     return [
         {"name": f"{request['name']}-{method}-seed{seed}", "seed": seed, "request": request}
-        | {"method": method, "original": plan.model("original", seed)}
-        | {key: given[key] for key in ("kind", "settings")}
+        | {"method": method, "original": plan.model("original", seed), "kind": given["kind"]}
+        | {"settings": settings[method]}
         for request, seed in plan.pairs()
         for method, given in methods.items()
         if not arena.not_applicable("zero_shot", method, request)
-        and (seed in plan.seeds or given["ensemble"])
+        and (seed in plan.seeds or given.get("ensemble", False))
     ]
 
 
-def influences(plan: Plan, shared: Spec, *, ensemble_methods: list[str]) -> list[Spec]:
+def influences(plan: Plan, settings: Spec, *, l2: float, damping: float) -> list[Spec]:
     """List the specs of `arena.run_influence`, one an original model.
 
     Args:
         plan: the plan.
-        shared: further entries of each spec, ``methods`` among them.
-        ensemble_methods: the cheap ones, for models of an ensemble that are none of the plan's
-            seeds.
+        settings: ``methods``; ``ensemble``, the cheap ones among them, for models of an ensemble
+            that are none of the plan's seeds; and further entries of each spec.
+        l2: λ of the trained objective.
+        damping: added to the diagonal of the curvature.
     """
+    shared = plan.data | {"l2": l2, "damping": damping} | settings
+    cheap = {"methods": shared.pop("ensemble")}
     by_seed: dict[int, list[arena.Request]] = {}
     for request, seed in plan.pairs():
         by_seed.setdefault(seed, []).append(request)
@@ -132,26 +165,28 @@ def influences(plan: Plan, shared: Spec, *, ensemble_methods: list[str]) -> list
         shared
         | {"name": f"influence-seed{seed}", "seed": seed, "requests": requests}
         | {"original": plan.model("original", seed)}
-        | ({} if seed in plan.seeds else {"methods": ensemble_methods})
+        | ({} if seed in plan.seeds else cheap)
         for seed, requests in by_seed.items()
     ]
 
 
 def scorings(
-    plan: Plan, runs: list[tuple[str, Spec]], shared: Spec, *, store: Path, keep: str
+    plan: Plan, runs: list[tuple[str, Spec]], measures: Spec, *, store: Path
 ) -> list[Spec]:
     """List the specs of `scores.run`, one for each request and original model.
 
     Args:
         plan: the plan.
         runs: folder in the store and spec of every unlearning run.
-        shared: further entries of each spec; ``relearning`` is dropped where only margins count.
+        measures: further entries of each spec, but that ``relearning`` is dropped where only
+            margins count, and ``keep`` is the name of the request whose models are kept, those of
+            the first seed.
         store: folder of the unlearned models.
-        keep: name of the request whose models are kept, those of the first seed.
 
     Raises:
         ValueError: no request of that name.
     """
+    keep = measures["keep"]
     if keep not in [request["name"] for request in plan.requests]:
         raise ValueError(f"keep={keep!r} is none of the requests")
     specs = []
@@ -161,7 +196,11 @@ def scorings(
             for folder, run in runs
             if run["seed"] == seed and request in run.get("requests", [run.get("request")])
         ]
-        one = shared | {"name": f"{request['name']}-seed{seed}", "seed": seed, "request": request}
+        one = (
+            plan.data
+            | measures
+            | {"name": f"{request['name']}-seed{seed}", "seed": seed, "request": request}
+        )
         one |= plan.references(request, seed) | {"runs": len(files)}
         one |= {f"run_{number}": file for number, file in enumerate(files)}
         one["keep"] = request["name"] == keep and seed == plan.seeds[0]

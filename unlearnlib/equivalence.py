@@ -94,7 +94,13 @@ def power(
 
 
 def seeds_needed(
-    deviation: float, *, margin: float, mean: float = 0.0, wanted: float = 0.8, most: int = 1000
+    deviation: float,
+    *,
+    margin: float,
+    mean: float = 0.0,
+    alpha: float = 0.05,
+    wanted: float = 0.8,
+    most: int = 1000,
 ) -> float:
     """Find the smallest number of seeds with which equivalence would be shown.
 
@@ -102,6 +108,7 @@ def seeds_needed(
         deviation: standard deviation of a difference.
         margin: as in `equivalence`.
         mean: true difference, in practice the observed one.
+        alpha: level of each test.
         wanted: power.
         most: where to give up.
 
@@ -112,7 +119,9 @@ def seeds_needed(
     if abs(mean) >= margin:
         return math.inf
     enough = (
-        n for n in range(2, most + 1) if power(deviation, n=n, margin=margin, mean=mean) >= wanted
+        n
+        for n in range(2, most + 1)
+        if power(deviation, n=n, margin=margin, mean=mean, alpha=alpha) >= wanted
     )
     return float(next(enough, math.inf))
 

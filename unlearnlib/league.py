@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from unlearnlib import equivalence, stats
 
 REFERENCES = ("original", "retrain")
 LUCK = "retrain_again"  # a second gold model: what separates it from gold is luck
+YARDSTICKS = [LUCK, "retrain_reordered"]  # the same, from gold's own start
 
 # metric of the arena: title, digits; each is turned into a distance to gold, 0 the best
 DISTANCES = {
@@ -47,7 +49,7 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
-        """All methods and the second gold model, without original and gold."""
+        """All methods and the further gold models, without original and gold."""
         found = dict.fromkeys(self.numbers["method"])
         return [method for method in found if method not in REFERENCES]
 
@@ -113,10 +115,11 @@ def equivalences(
 
     Returns:
         a row for each request, method and score: ``mean``, ``low`` and ``high`` (the interval that
-        the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` (for this test alone, without
-        the correction), ``beyond`` (the mean itself is not within the margin) and ``equivalent``.
+        the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` (at the level of the
+        strictest of Holm's steps, so that the correction cannot undo it), ``beyond`` (the mean
+        itself is not within the margin) and ``equivalent``.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for request in results.requests:
         for method in ["original", *results.methods]:
             for metric, margin in margins.items():
@@ -124,14 +127,20 @@ def equivalences(
                 if len(values) < 2:
                     continue
                 found = equivalence.equivalence(values, margin=margin, alpha=level)
-                needed = equivalence.seeds_needed(
-                    float(values.std()), margin=margin, mean=found.mean, wanted=wanted
-                )
                 row = {"request": request, "method": method, "score": metric, "mean": found.mean}
                 row |= {"low": found.low, "high": found.high, "p": found.p, "seeds": found.n}
-                rows.append(row | {"seeds_needed": needed, "beyond": abs(found.mean) >= margin})
+                row |= {"beyond": abs(found.mean) >= margin, "deviation": float(values.std())}
+                rows.append(row)
     table = pd.DataFrame(rows)
     table["p_holm"] = multipletests(table["p"], method="holm")[1]
+    table["seeds_needed"] = [
+        equivalence.seeds_needed(
+            row["deviation"], margin=margins[row["score"]], mean=row["mean"], wanted=wanted,
+            alpha=level / len(rows),
+        )
+        for row in rows
+    ]  # fmt: skip
+    table = table.drop(columns="deviation")
     return table.assign(equivalent=table["p_holm"] < level)
 
 
@@ -186,10 +195,17 @@ def front(cost: pd.Series, quality: pd.Series) -> list[str]:
     return found
 
 
-def divergence(results: Results, request: str, method: str) -> float:
-    """Compute the divergence from gold on forgotten and retained images, the mean over `seeds`."""
+def divergences(results: Results, request: str, method: str) -> pd.Series:
+    """Compute the divergence from gold on forgotten and retained images together, by seed."""
     parts = (results.repeats(request, method, f"js_{name}") for name in ("forget", "retain"))
-    return float(sum(part[part.index.isin(results.seeds)].mean() for part in parts))
+    both = sum(parts, pd.Series(0.0, index=sorted(results.seeds)))
+    return both[both.index.isin(results.seeds)].dropna()
+
+
+def _nats(values: pd.Series) -> str:
+    """Write a mean over seeds with half its interval, and n."""
+    found = stats.with_interval(*stats.mean_interval(values.to_list()), digits=3)
+    return f"{found} nats, n = {len(values)}"
 
 
 def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> list[str]:
@@ -204,19 +220,20 @@ def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> l
         sentences in markdown, one for each family (class requests) and each group request.
     """
     lines = []
-    quality = {
-        method: float(np.mean([divergence(results, r, method) for r in results.by_class]))
+    quality = {  # seeds share their originals between requests: n is the number of seeds
+        method: sum(divergences(results, r, method) for r in results.by_class)
+        / len(results.by_class)
         for method in results.methods
     }
     for family in dict.fromkeys(families.values()):
         own = {m: quality[m] for m, title in families.items() if title == family and m in quality}
-        name = min(own, key=own.__getitem__)
+        name = min(own, key=lambda method: own[method].mean())
         both = tests[(tests["method"] == name) & tests["request"].isin(results.by_class)]
         met = both.groupby("request")["equivalent"].all()
         cost = np.mean([results.repeats(r, name, "cost").mean() for r in results.by_class])
         lines.append(
-            f"**To forget classes, {family}:** {name}, {own[name]:.3f} nats from gold (two golds: "
-            f"{quality[LUCK]:.3f}), at {cost:.2f} times the cost of retraining; both margins are "
+            f"**To forget classes, {family}:** {name}, {_nats(own[name])} from gold (two golds: "
+            f"{_nats(quality[LUCK])}), at {cost:.2f} times the cost of retraining; both margins are "
             f"shown to be met for {int(met.sum())} of {len(met)} requests."
         )
     for request in [r for r in results.requests if r not in results.by_class]:
@@ -225,18 +242,21 @@ def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> l
 
 
 def _group_advice(results: Results, request: str) -> str:
-    served = [m for m in results.methods if m != LUCK and (request, m) not in results.absent]
-    found = {method: divergence(results, request, method) for method in served}
-    name = min(found, key=found.__getitem__)
-    nothing, luck = (divergence(results, request, m) for m in ("original", LUCK))
+    served = [
+        m for m in results.methods if m not in YARDSTICKS and (request, m) not in results.absent
+    ]
+    found = {method: divergences(results, request, method) for method in served}
+    name = min(found, key=lambda method: found[method].mean())
+    nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
     verdict = (
         "it is nearer than doing nothing"
-        if found[name] < nothing
+        if found[name].mean() < nothing.mean()
         else "doing nothing is nearer still"
     )
-    end = "" if nothing > luck else ", so that what there is to gain is within what golds differ by"
+    within = nothing.mean() <= luck.mean()
+    end = ", so that what there is to gain is within what golds differ by" if within else ""
     return (
-        f"**To forget the group {request}:** the original is {nothing:.4f} nats from gold, a "
-        f"second gold {luck:.4f}{end}. The nearest method is {name} with {found[name]:.4f}: "
+        f"**To forget the group {request}:** the original is {_nats(nothing)} from gold, a "
+        f"second gold {_nats(luck)}{end}. The nearest method is {name} with {_nats(found[name])}: "
         f"{verdict}."
     )

@@ -182,15 +182,17 @@ def klom(
 ) -> np.ndarray:
     """Compute the KL divergence of margins of each item: KL(retrained ‖ unlearned), in nats.
 
-    Histograms over the common range of both ensembles, with ``smoothing`` added to the share of
-    each bin (KLoM, Georgiev et al. 2024, appendix E.1). Even two ensembles of retrained models are
-    not at 0, and the fewer the models the farther; and it cannot exceed about
+    Histograms with ``smoothing`` added to the share of each bin (KLoM, Georgiev et al. 2024,
+    appendix E.1). The authors' bins span both ensembles; ours span the *retrained* margins, with a
+    bin for all that is below and one for all that is above, since one wrecked model among the
+    unlearned would otherwise widen every bin until nothing can be told. Even two ensembles of
+    retrained models are not at 0, and the fewer the models the farther; and it cannot exceed about
     ``-log(smoothing)``, 11.5.
 
     Args:
         unlearned: margins ``[A, N]``, a row a model.
         retrained: ``[B, N]``.
-        bins: of the histograms.
+        bins: between the least and the largest retrained margin.
         smoothing: share.
         limit: margins are cut off at ± this.
 
@@ -202,12 +204,13 @@ def klom(
     """
     _check_ensembles(unlearned, retrained, least=2)
     a, b = (part.clip(-limit, limit) for part in (unlearned, retrained))
-    low, high = np.minimum(a.min(0), b.min(0)), np.maximum(a.max(0), b.max(0))
+    low, high = b.min(0), b.max(0)
     width = np.where(high > low, high - low, 1.0)
     shares = []
     for part in (a, b):
-        place = ((part - low) / width * bins).astype(int).clip(0, bins - 1)
-        counts = (place[:, :, None] == np.arange(bins)).sum(0)
+        inside = np.floor((part - low) / width * bins).clip(0, bins - 1)
+        place = np.where(part < low, -1, np.where(part > high, bins, inside))
+        counts = (place[:, :, None] == np.arange(-1, bins + 1)).sum(0)
         share = counts / len(part) + smoothing
         shares.append(share / share.sum(1, keepdims=True))
     q, p = shares

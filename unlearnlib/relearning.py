@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from unlearnlib import models
 from unlearnlib.steps import batches, finite
 
+WATCHED = 200  # forgotten items whose accuracy is watched
+
 
 def relearning_curve(
     network: nn.Module,
@@ -25,7 +27,8 @@ def relearning_curve(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    watched: int = 200,
+    until: float = math.inf,
+    watched: int = WATCHED,
 ) -> list[float]:
     """Train a copy on what was forgotten and as many retained items, and watch the accuracy.
 
@@ -40,10 +43,11 @@ def relearning_curve(
         batch_size: images of each half.
         learning_rate: of Adam.
         seed: of the order of the items.
+        until: accuracy in percent on the watched items at which to stop.
         watched: forgotten items whose accuracy is watched, the first ones.
 
     Returns:
-        the accuracy in percent on the watched items after 0, 1, ... `steps` mini-batches.
+        the accuracy in percent on the watched items after 0, 1, ... mini-batches, at most `steps`.
 
     Raises:
         ValueError: no items of a kind.
@@ -61,6 +65,8 @@ def relearning_curve(
     seen = [part[:watched] for part in forgotten]
     curve = [_accuracy(learner, *seen)]
     for first, second in zip(*orders, strict=True):
+        if curve[-1] >= until:
+            break
         images = torch.cat([forgotten[0][first], retained[0][second]])
         labels = torch.cat([forgotten[1][first], retained[1][second]])
         loss = F.cross_entropy(learner(images.to(models.device())), labels.to(models.device()))
@@ -78,18 +84,31 @@ def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * (predicted == labels).double().mean().item()
 
 
-def relearn_time(curve: list[float], *, original: float, margin: float = 0.05) -> float:
-    """Count the mini-batches until the accuracy is back within a margin of the original's.
+def goal(original: nn.Module, forgotten: tuple[Tensor, Tensor], *, margin: float = 0.05) -> float:
+    """Compute the accuracy at which a model counts as having learned again.
+
+    Args:
+        original: the model before unlearning, in evaluation mode.
+        forgotten: images and labels as in `relearning_curve`; the first `WATCHED` are looked at.
+        margin: α.
+
+    Returns:
+        ``(1 - α)`` times the original's accuracy, in percent.
+    """
+    return (1 - margin) * _accuracy(original, *(part[:WATCHED] for part in forgotten))
+
+
+def relearn_time(curve: list[float], *, until: float) -> float:
+    """Count the mini-batches until the accuracy is back.
 
     Args:
         curve: of `relearning_curve`.
-        original: accuracy in percent of the original model on the same items.
-        margin: α, the accuracy to reach is ``(1 - α) original``.
+        until: the accuracy to reach, of `goal`.
 
     Returns:
         mini-batches, 0 where the model never was below; infinite where the curve ends before.
     """
-    reached = [step for step, value in enumerate(curve) if value >= (1 - margin) * original]
+    reached = [step for step, value in enumerate(curve) if value >= until]
     return float(reached[0]) if reached else math.inf
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from unlearnlib import arena, data, fidelity, membership, metrics, models, networks, relearning
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
-REFERENCES = ("original", "retrain", "retrain_again")
+REFERENCES = ("original", "retrain", "retrain_again", "retrain_reordered")
+_UNTRAINED = 2_000_000  # added to the seed of the untrained network: no model started from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,9 +198,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         spec: ``data``, ``items``, ``request``, ``seed``, ``most`` (see `sets_of`), ``margins``
             (how many images of a set keep their margins), ``keep`` (whether the models belong to
             the result), ``relearning`` (keywords ``steps``, ``batch_size``, ``learning_rate`` of
-            `relearning.relearning_curve`, or None for a model of an ensemble); the files ``original``, ``retrain`` and ``retrain_again`` of
-            `arena.run_training`, the last two without the request's items; and ``runs``, the
-            number of files of unlearned models, named ``run_0``, ``run_1``, ...
+            `relearning.relearning_curve`, or None for a model of an ensemble); of `REFERENCES` the
+            files of `arena.run_training`, of which ``retrain_reordered`` may be missing; and
+            ``runs``, the number of files of unlearned models, named ``run_0``, ``run_1``, ...
 
     Returns:
         ``margins`` by model and set; ``scores`` by model and metric (NaN where one does not apply),
@@ -215,17 +216,18 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
     if spec["keep"]:
         found["models"] = {name: models.pack(s.network) for name, s in said.items()}
-    gold, before = said["retrain"], said["original"].accuracy("forgotten", sets)
+    gold = said["retrain"]
     found["scores"] = {name: answers(s, gold, sets) for name, s in said.items()}
     if not full:
         return found
     untrained = _untrained(gold.network, sets, seed=spec["seed"])
-    options = spec["relearning"] | {"seed": spec["seed"]}
+    until = relearning.goal(said["original"].network, sets.forgotten)
+    options = spec["relearning"] | {"seed": spec["seed"], "until": until}
     curves = {
         name: relearning.relearning_curve(s.network, sets.forgotten, sets.kept, **options)
         for name, s in said.items()
     }
-    times = {name: relearning.relearn_time(c, original=before) for name, c in curves.items()}
+    times = {name: relearning.relearn_time(c, until=until) for name, c in curves.items()}
     areas = {name: attack(s, sets) for name, s in said.items()}
     found["scores"] = {
         name: found["scores"][name]
@@ -259,7 +261,7 @@ def _networks(spec: dict[str, Any]) -> dict[str, nn.Module]:
 
 def _untrained(network: nn.Module, sets: Sets, *, seed: int) -> Tensor:
     """Compute what a fresh network of the same architecture says of the forgotten items."""
-    torch.manual_seed(seed)
+    torch.manual_seed(_UNTRAINED + seed)
     return models.predict(models.fresh_like(network), sets.forgotten[0])
 
 
