@@ -8,13 +8,14 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from unlearnlib import report
+from unlearnlib import interactive, report
 from unlearnlib.paths import place
 
 FRAME = """<div><style scoped>td {color: red}</style><table border="1" class="dataframe">
@@ -192,6 +193,33 @@ def test_code_is_folded_but_there(built: dict[str, BeautifulSoup]) -> None:
     assert [block.get_text().strip() for block in blocks][1:4] == ["plot()"] * 3
     folds = [block.find_parent("details") for block in blocks]
     assert all(fold.summary and not fold.has_attr("open") for fold in folds)
+    assert all(block.pre["tabindex"] == "0" for block in blocks)  # long lines scroll by keyboard
+
+
+def test_a_chart_is_drawn_by_a_script_and_is_a_picture_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame({"group": "all", "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
+    table = table.assign(accuracy=[90.0, 80.0], low=[85.0, 70.0], high=[95.0, 90.0])
+    spec = interactive.scales(table).to_dict()
+    chart = shown(
+        {interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": "A < curve"}}
+    )
+    cells = [new_markdown_cell("# Scales"), code("chart", chart)]
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    write(tmp_path, scales=new_notebook(cells=cells), plain=gkt_notebook())
+    report.build("quick")
+    pages = tmp_path / "reports/quick/pages"
+    page, other = (
+        BeautifulSoup((pages / f"{n}.html").read_text(), "html.parser") for n in ("scales", "plain")
+    )
+    assert page.select_one(".chart > img")["alt"] == "A < curve"
+    assert json.loads(page.select_one(".chart .interactive script").string)["signals"]
+    assert page.body.find_all("script", recursive=False)
+    policy = {"http-equiv": "Content-Security-Policy"}
+    assert "script-src" in page.find("meta", policy)["content"]
+    assert not other("script")
+    assert "script-src" not in other.find("meta", policy)["content"]
 
 
 def test_math_becomes_mathml(built: dict[str, BeautifulSoup]) -> None:
@@ -246,6 +274,34 @@ def test_columns_under_merged_headers_align() -> None:
     soup = BeautifulSoup(f"<h1>A</h1>{html}", "html.parser")
     report._finish_tables(soup)
     assert [cell.get_text() for cell in soup.select(".number")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("value", ["< 50", "40 - 50", "-"])
+def test_a_bound_or_a_range_aligns_like_a_number(value: str) -> None:
+    html = f"<h1>A</h1><table><tr><td>97.12</td></tr><tr><td>{value.replace('<', '&lt;')}</td></tr>"
+    soup = BeautifulSoup(f"{html}</table>", "html.parser")
+    report._finish_tables(soup)
+    assert len(soup.select(".number")) == 2
+
+
+def header(*rows: list[str]) -> list[list[str]]:
+    """Finish a table with these header rows and return those that it then has."""
+    lines = ["".join(f"<th>{name}</th>" for name in row) for row in rows]
+    html = "".join(f"<tr>{line}</tr>" for line in lines)
+    soup = BeautifulSoup(f"<h1>A</h1><table><thead>{html}</thead></table>", "html.parser")
+    report._finish_tables(soup)
+    return [[cell.get_text() for cell in row("th")] for row in soup.select("thead tr")]
+
+
+def test_the_name_of_the_index_joins_the_names_of_the_columns() -> None:
+    assert header(["", "mean", "p"], ["method", "", ""]) == [["method", "mean", "p"]]
+    assert header(["all"], ["", "a"], ["k", ""]) == [["all"], ["k", "a"]]
+
+
+def test_a_header_whose_names_would_collide_keeps_its_rows() -> None:
+    named = [["request", "class_0"], ["method", ""]]
+    assert header(*named) == named
+    assert header(["method", "mean"]) == [["method", "mean"]]
 
 
 def test_contents_list_the_sections(built: dict[str, BeautifulSoup]) -> None:

@@ -1,7 +1,7 @@
 """Turn executed notebooks into a report: `python -m unlearnlib.report --profile quick`.
 
-A page opens from disk with the network off and JavaScript disabled: images are embedded and LaTeX
-becomes MathML. The same notebooks always give the same bytes.
+A page opens from disk with the network off: images and the scripts of interactive charts are
+embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture. The same notebooks always give the same bytes.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from papermill.translators import PythonTranslator
 from PIL import Image
 from traitlets.config import Config
 
+from unlearnlib import interactive
 from unlearnlib.paths import Place, place, root, write_atomic
 
 STUDY = "Machine unlearning, reproducibly"
@@ -38,11 +39,12 @@ PARTS = {  # by the number of the first page
     10: "Forget a class, without data",
     20: "Forget a group, by influence",
     40: "One arena for every method",
+    50: "Your own model",
 }
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
 THUMBNAIL = (480, 320)  # largest width and height in pixels
-NUMBER = re.compile(r"[-−+±\d.,:()\[\]%e∞ –]*|nan|NaN|inf")
+NUMBER = re.compile(r"[-−+±<>\d.,:()\[\]%e∞ –]*|nan|NaN|inf")
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 # nbconvert writes this where it finds no description
 NO_ALT = "No description has been provided for this image"
@@ -80,6 +82,7 @@ class Page:
     contents: list[Heading]
     thumbnail: str
     alt: str
+    interactive: bool
 
     @property
     def number(self) -> str:
@@ -117,7 +120,7 @@ class MathRenderer(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         """Render `$$body$$`; a span, because markdown puts it inside a paragraph."""
-        return f'<span class="equation">{mathml(body, display="block")}</span>'
+        return f'<span class="equation" tabindex="0">{mathml(body, display="block")}</span>'
 
     def latex_environment(self, name: str, body: str) -> str:
         """Render an environment such as `align`."""
@@ -150,6 +153,7 @@ def _exporter() -> BodyExporter:
         extra_template_basedirs=[str(TEMPLATES)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
+        filters={"vega": interactive.compiled},
         config=Config(NbConvertBase={"display_data_priority": text[:3] + images + text[3:]}),
     )
 
@@ -230,11 +234,26 @@ def _finish_tables(soup: BeautifulSoup) -> None:
         del table["class"]
         for row in table.find_all("tr"):
             del row["style"]
+        _join_header(table)
         _scope(table)
         _align(table)
         name = table.caption or table.find_previous(HEADINGS)
         label = {"role": "region", "aria-label": f"Table: {_plain(name)}", "tabindex": "0"}
         table.wrap(_tag(soup, "div", **{"class": "scroll"}, **label))
+
+
+def _join_header(table: Tag) -> None:
+    """Move the names of pandas' index up into the empty cells beside the columns' names."""
+    rows = [row.find_all("th") for row in table.select("thead tr")]
+    if len(rows) < 2 or len(rows[-2]) != len(rows[-1]):
+        return
+    pairs = list(zip(*rows[-2:], strict=True))
+    if any(above.get_text().strip() and below.get_text().strip() for above, below in pairs):
+        return
+    for above, below in pairs:
+        if below.get_text().strip():
+            above.replace_with(below)
+    table.select("thead tr")[-1].decompose()
 
 
 def _scope(table: Tag) -> None:
@@ -320,6 +339,7 @@ def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
         contents=contents,
         thumbnail=_thumbnail(picture["src"]) if picture else "",
         alt=picture["alt"] if picture else "",
+        interactive=bool(soup.select(".interactive")),
     )
 
 
@@ -419,7 +439,10 @@ def check_alt(page: str) -> list[str]:
 
 
 def check_page(page: str) -> list[str]:
-    """List what keeps a page (HTML) from standing alone, such as scripts and outside files."""
+    """List what keeps a page (HTML) from standing alone, such as outside files.
+
+    Scripts are for pages with interactive charts, and there each chart has its picture.
+    """
     soup = BeautifulSoup(page, "html.parser")
     anchors = {tag["id"] for tag in soup.find_all(id=True)}
     used = [unquote(tag["href"][1:]) for tag in soup.find_all("a", href=re.compile("^#."))]
@@ -427,11 +450,16 @@ def check_page(page: str) -> list[str]:
     size = len(page.encode())
     return [
         *check_alt(page),
-        *(f"script, which pages do without: {str(tag)[:60]}" for tag in soup.find_all("script")),
+        *(f"script on a page without charts: {str(tag)[:60]}" for tag in _needless_scripts(soup)),
+        *("chart without a picture" for chart in soup.select(".chart") if not chart.img),
         *(f"not embedded: {source}" for source in sources),
         *(f"no heading for the link #{anchor}" for anchor in used if anchor not in anchors),
         *([f"{size} bytes, above {LARGEST_PAGE}: lower a figure's dpi"] * (size > LARGEST_PAGE)),
     ]
+
+
+def _needless_scripts(soup: BeautifulSoup) -> list[Tag]:
+    return [] if soup.select(".interactive") else soup.find_all("script")
 
 
 def _loads(soup: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
@@ -480,7 +508,10 @@ def _render_pages(pages: list[Page], where: Place) -> Iterator[tuple[Page, str]]
     around = [None, *pages, None]
     for number, page in enumerate(pages, start=1):
         neighbours = {"previous": around[number - 1], "next": around[number + 1]}
-        html = template.render(page=page, number=number, total=len(pages), **neighbours, **shared)
+        script = interactive.script() if page.interactive else ""
+        html = template.render(
+            page=page, number=number, total=len(pages), script=script, **neighbours, **shared
+        )
         yield page, html
 
 
