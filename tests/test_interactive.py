@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.utils.capture import capture_output
+from conftest import ROOT
 from PIL import Image
 
 from unlearnlib import interactive
@@ -46,18 +46,25 @@ def test_a_slider_reaches_every_snapshot_of_every_method():
     assert bound["method"]["options"] == ["a", "b"]
 
 
-def test_a_chart_is_shown_with_a_picture_of_its_first_state():
+def test_a_chart_is_shown_with_a_picture_of_its_first_state(monkeypatch: pytest.MonkeyPatch):
     pictures = curves()[["method", "snapshot"]].drop_duplicates().assign(url="data:,")
     chart = interactive.snapshots(curves(), pictures)
-    with capture_output() as captured:
-        interactive.show(chart, alt_text="In words.", caption="Move it.")
-    (output,) = captured.outputs
-    assert output.data[interactive.MIME]["description"] == "In words."
-    assert output.metadata["image/png"]["alt"] == "In words."
-    picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-    assert picture.width == pytest.approx(1.5 * output.metadata["image/png"]["width"], abs=1)
+    caught = []
+    monkeypatch.setattr(interactive, "display", lambda data, **how: caught.append((data, how)))
+    interactive.show(chart, alt_text="In words.", caption="Move it.")
+    ((data, how),) = caught
+    assert data[interactive.MIME]["description"] == "In words."
+    assert how["metadata"]["image/png"]["alt"] == "In words."
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.width == pytest.approx(1.5 * how["metadata"]["image/png"]["width"], abs=1)
+
+
+def test_the_page_of_dvc_plots_is_that_of_the_locked_libraries():
+    page = (ROOT / ".dvc" / "plots.html").read_text()
+    assert page == interactive.plots_page(), "run: python -m unlearnlib.interactive"
+    assert "{plot_divs}" in page and "://cdn" not in page
 
 
 def test_the_script_stands_alone_and_cannot_end_early():
     script = interactive.script()
-    assert "vegaEmbed" in script and "</script" not in script
+    assert 'mode:"vega"' in script and "</script" not in script

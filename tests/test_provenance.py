@@ -119,3 +119,10 @@ def test_what_is_no_json_leaves_the_old_file(tmp_path: Path):
         provenance.write_json(tmp_path / "a.json", {"new": torch.zeros(1)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_metrics_are_a_file_each_and_old_ones_go(tmp_path: Path):
+    provenance.write_metrics(tmp_path / "m", {"a": {"x": 1.0}, "b": {"x": 2.0}})
+    provenance.write_metrics(tmp_path / "m", {"b": {"x": 3.0}})
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["b.json"]
+    assert json.loads((tmp_path / "m" / "b.json").read_text()) == {"x": 3.0}

@@ -18,6 +18,8 @@ import vl_convert
 from IPython.display import display
 from PIL import Image
 
+from unlearnlib.paths import root, write_atomic
+
 MIME = "application/vnd.vegalite.v5+json"
 WIDTH, HEIGHT = 560, 220  # of a curve, in CSS pixels
 _VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -36,6 +38,13 @@ for (const box of document.querySelectorAll(".interactive")) {
 }
 """
 
+_PLOTS = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>DVC plots</title>{refresh_tag}<script>SCRIPT</script></head>
+<body>{plot_divs}</body>
+</html>
+"""
+
 
 def compiled(spec: dict[str, Any]) -> dict[str, Any]:
     """Return what the script of a page draws of a Vega-Lite chart: Vega."""
@@ -44,12 +53,20 @@ def compiled(spec: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def plots_page() -> str:
+    """Return the page that `dvc plots` fills in, with the libraries inside, to open offline."""
+    return _PLOTS.replace("SCRIPT", _bundle(""))
+
+
 @cache
 def script() -> str:
     """Return the JavaScript that draws the charts of a page, libraries included."""
-    return vl_convert.javascript_bundle(_START, vl_version=_VERSION).replace(
-        "</script", r"<\/script"
-    )
+    return _bundle(_START)
+
+
+def _bundle(snippet: str) -> str:
+    found = vl_convert.javascript_bundle(snippet or None, vl_version=_VERSION)
+    return found.replace("</script", r"<\/script")
 
 
 def show(chart: alt.TopLevelMixin, *, alt_text: str, caption: str) -> None:
@@ -186,3 +203,7 @@ def _curve(base: alt.Chart, x: alt.X, here: str) -> alt.LayerChart:
     line = base.mark_line(point=True).encode(x, _ACCURACY, _colour())
     rule = base.transform_filter(here).mark_rule(color="black").encode(x)
     return (line + rule).properties(width=WIDTH, height=HEIGHT)
+
+
+if __name__ == "__main__":
+    write_atomic(root() / ".dvc" / "plots.html", plots_page().encode())

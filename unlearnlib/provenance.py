@@ -56,6 +56,19 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], **options).stdout.strip()
 
 
+def write_metrics(folder: Path, rows: dict[str, dict[str, float]]) -> None:
+    """Write a file for each row, a line of what `dvc metrics show` prints; those of others go.
+
+    Args:
+        folder: of the metrics.
+        rows: values by name, by row.
+    """
+    for name, values in rows.items():
+        write_json(folder / f"{name}.json", values)
+    for old in set(folder.glob("*.json")) - {folder / f"{name}.json" for name in rows}:
+        old.unlink()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dict as indented JSON, at once or not at all."""
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
