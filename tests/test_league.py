@@ -26,6 +26,7 @@ def results(tmp_path: Path, **gaps: float) -> league.Results:
                 values = dict.fromkeys(("retain_gap", "forget_gap", "cost"), gap + noise)
                 values |= {"js_forget": (gap + noise) / 100, "js_retain": (gap + noise) / 100}
                 values |= {"tow": 1 - gap / 100, "ain": math.exp(gap), "probe": 70 + gap}
+                values |= {"relearn_time": 60 - gap}
                 head = {"request": request, "method": method, "seed": seed}
                 applies = {k: v for k, v in values.items() if k != "probe" or request == CLASS}
                 rows += [head | {"metric": k, "value": v, "reason": ""} for k, v in applies.items()]
@@ -44,6 +45,7 @@ def test_a_table_is_read_with_what_does_not_apply(tmp_path: Path):
     assert found.absent == {(GROUP, "free")}
     assert len(found.repeats(GROUP, "free", "js_forget")) == 0
     assert found.distance(CLASS, "free", "probe").to_list() == [5.0] * 4
+    assert found.distance(CLASS, "free", "relearn_time").to_list() == [5.0] * 4
     assert found.distance(CLASS, "free", "tow").to_list() == pytest.approx([0.05] * 4)
 
 
@@ -113,8 +115,13 @@ def test_advice_names_the_nearest_and_says_when_nothing_is_nearer(tmp_path: Path
     assert len(lines) == 3
     assert "with data:** good" in lines[0] and "1 of 1 requests" in lines[0]
     assert "zero-shot:** free" in lines[1] and "0 of 1 requests" in lines[1]
+    assert "learned again after 55 mini-batches, gold 60" in lines[1]
     assert "5.000" not in lines[0] and "0.004 ± 0.000 nats, n = 4" in lines[0]
     assert "nearest method is good" in lines[2] and "nearer than doing nothing" in lines[2]
+    unsure = found.numbers
+    own = (unsure["method"] == "good") & unsure["metric"].str.startswith("js")
+    unsure.loc[own, "value"] = unsure.loc[own, "seed"].astype(float)
+    assert "not shown to be nearer" in league.advice(found, tests, FAMILIES)[2]
     idle = league.advice(results(tmp_path, original=0.01), tests, FAMILIES)[2]
     assert "doing nothing is nearer still" in idle and "what golds differ by" in idle
 

@@ -1,7 +1,8 @@
 """Bring a trained classifier of your own and forget classes from it without any data.
 
     model = own.load("mine.pt", "mine.py:network", num_classes=10, shape=(3, 32, 32))
-    method = {"kind": "masked_distillation", "tuning": {"steps": 600}}
+    synthesis = {"per_class": 100, "prior_steps": 150, "steps": 8}
+    method = {"kind": "masked_distillation", "synthesis": synthesis, "tuning": {"steps": 600}}
     unlearned = own.unlearn(model, method, forget_classes=[3], seed=0)["model"]
     own.save(unlearned, "mine_without_3.pt")
 
