@@ -24,3 +24,9 @@ def test_the_committed_readme_is_in_step_with_the_committed_table() -> None:
     assert (paths.root() / "README.md").read_text(encoding="utf-8") == readme.updated(), (
         "run python -m unlearnlib.readme"
     )
+
+
+def test_the_committed_picture_is_that_of_the_committed_page() -> None:
+    assert "](reports/standard/picture.png)" in (paths.root() / "README.md").read_text("utf-8")
+    committed = paths.place("standard").reports / "picture.png"
+    assert committed.read_bytes() == readme.picture(), "run python -m unlearnlib.readme"

@@ -1,10 +1,12 @@
-"""Keep the README's results table equal to the committed report's.
+"""Keep the README's results table and its picture equal to the committed report's.
 
 python -m unlearnlib.readme
 """
 
+import base64
 import sys
 
+import nbformat
 import pandas as pd
 
 from unlearnlib.paths import place, root, write_atomic
@@ -33,6 +35,15 @@ def updated() -> str:
     return with_results((root() / "README.md").read_text(encoding="utf-8"), table)
 
 
+def picture() -> bytes:
+    """Return the first figure of the standard profile's comparison, a PNG."""
+    path = place("standard").notebooks / "16_comparison.ipynb"
+    outputs = (o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", []))
+    found = next(o.data["image/png"] for o in outputs if "image/png" in o.get("data", {}))
+    return base64.b64decode(found)
+
+
 if __name__ == "__main__":
+    write_atomic(place("standard").reports / "picture.png", picture())
     write_atomic(root() / "README.md", updated().encode())
     sys.exit(0)
