@@ -207,7 +207,8 @@ def test_a_chart_is_drawn_by_a_script_and_is_a_picture_without(
     )
     cells = [new_markdown_cell("# Scales"), code("chart", chart)]
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    write(tmp_path, scales=new_notebook(cells=cells), plain=gkt_notebook())
+    plain = new_notebook(cells=[new_markdown_cell("# Plain")])
+    write(tmp_path, scales=new_notebook(cells=cells), plain=plain)
     report.build("quick")
     pages = tmp_path / "reports/quick/pages"
     page, other = (
