@@ -1,7 +1,8 @@
 """Turn executed notebooks into a report: `python -m unlearnlib.report --profile quick`.
 
 A page opens from disk with the network off: images and the scripts of interactive charts are
-embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture. The same notebooks always give the same bytes.
+embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture. The same notebooks
+always give the same bytes.
 """
 
 import argparse
