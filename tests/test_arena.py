@@ -8,7 +8,16 @@ import pytest
 import torch
 from toys import lines
 
-from unlearnlib import arena, arena_tables, curvature, data, influence, models, scores
+from unlearnlib import (
+    arena,
+    arena_tables,
+    curvature,
+    data,
+    influence,
+    models,
+    scores,
+    zero_shot,
+)
 from unlearnlib.curvature import Objective
 from unlearnlib.solvers import Dense
 
@@ -124,28 +133,30 @@ def test_a_baseline_forgets(place: Path):
         arena.run_baseline(baseline(place, CLASS, method="magic"))
 
 
-@pytest.mark.parametrize("kind", arena.ZERO_SHOT)
+@pytest.mark.parametrize("kind", zero_shot.KINDS)
 def test_zero_shot_methods_read_the_model_alone(place: Path, kind: str):
-    synthesis = {"steps": 2, "batch_size": 18}
-    settings = {
-        "mm_noise": {"per_class": 2, "noise_steps": 2, "batch_size": 10},
-        "gkt": {"pseudo_batches": 2, "snapshots": 1, "batch_size": 8, "generator_channels": 4},
+    synthesis = {"per_class": 4, "steps": 2, "batch_size": 18}
+    parts = {
+        "mm_noise": {"settings": {"per_class": 2, "noise_steps": 2, "batch_size": 10}},
+        "gkt": {
+            "settings": {
+                "pseudo_batches": 2, "snapshots": 1, "batch_size": 8, "generator_channels": 4,
+            }
+        },
         "deep_inversion": {
-            "synthesis": synthesis, "per_class": 4, "steps": 6, "batch_size": 12,
-            "gate_threshold": 1.0,
+            "synthesis": synthesis,
+            "distillation": {"steps": 6, "batch_size": 12, "gate_threshold": 1.0},
         },
-        "masked_distillation": {
-            "synthesis": synthesis, "per_class": 4, "steps": 3, "batch_size": 12,
-        },
+        "masked_distillation": {"synthesis": synthesis, "tuning": {"steps": 3, "batch_size": 12}},
     }[kind]  # fmt: skip
-    spec = {"name": "x", "method": "m", "kind": kind, "request": CLASS, "seed": 0}
-    spec |= {"original": place / "original.pt", "settings": settings}
+    spec = {"name": "x", "method": "m", "request": CLASS, "seed": 0}
+    spec |= {"original": place / "original.pt", "settings": {"kind": kind} | parts}
     result = arena.run_zero_shot(spec)
     assert models.num_classes(models.unpack(result["models"]["class_0"]["m"])) == 10
     with pytest.raises(ValueError, match="'group': m takes classes"):
         arena.run_zero_shot(spec | {"request": GROUP})
     with pytest.raises(ValueError, match="unknown kind 'magic'"):
-        arena.run_zero_shot(spec | {"kind": "magic"})
+        arena.run_zero_shot(spec | {"settings": {"kind": "magic"}})
 
 
 def test_influence_serves_several_requests_from_one_matrix(place: Path):

@@ -208,12 +208,11 @@ def test_a_plan_asks_for_every_model_once():
 
 
 def test_expensive_methods_serve_the_seeds_alone_and_groups_not_at_all():
-    methods = {"dear": {"kind": "gkt", "batch_size": 3}}
-    methods["cheap"] = {"kind": "deep_inversion", "ensemble": True, "per_class": 5}
-    specs = arena_specs.zero_shot(plan(), methods, synthesis={"steps": 7})
+    dear, cheap = {"kind": "gkt", "settings": {"batch_size": 3}}, {"kind": "mm_noise"}
+    methods = {"dear": dear, "cheap": cheap | {"ensemble": True}}
+    specs = arena_specs.zero_shot(plan(), methods)
     settings = {spec["method"]: spec["settings"] for spec in specs}
-    assert settings["dear"] == {"batch_size": 3}
-    assert settings["cheap"] == {"per_class": 5, "synthesis": {"steps": 7}}
+    assert settings == {"dear": dear, "cheap": cheap}
     assert {spec["request"]["name"] for spec in specs} == {CLASS}
     seeds = {m: [s["seed"] for s in specs if s["method"] == m] for m in methods}
     assert seeds == {"dear": [0, 1], "cheap": [0, 1, 2]}

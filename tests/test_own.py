@@ -257,13 +257,6 @@ def test_a_generator_needs_sides_that_are_multiples_of_4() -> None:
     assert own.not_applicable(model, plain) is None
 
 
-def test_misspelt_methods_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown kind 'gtk'; choose one of"):
-        own.settings_of({"kind": "gtk"})
-    with pytest.raises(ValueError, match=r"gkt takes \['settings'\], not \['setings'\]"):
-        own.settings_of({"kind": "gkt", "setings": {}})
-
-
 def spec(project: Path, **changes: object) -> dict:
     given = mine() | {"arguments": {}, "normalise": None, "shape": list(SHAPE)}
     given |= {"checkpoint": project / "network.pt", "code": own.code("nets.py:network")}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from unlearnlib import sweep as sweep_module
 from unlearnlib.sweep import SweepError, sweep
@@ -320,3 +321,25 @@ def test_progress_counts_runs(store: Path, tmp_path: Path) -> None:
     sweep(specs(2), draw, store=store)
     lines = (tmp_path / "progress").read_text().splitlines()
     assert [line.rsplit(" ", 2)[0] for line in lines] == ["run-0 done, 1/2", "run-1 done, 2/2"]
+
+
+def grow(spec: dict) -> dict:
+    """Use much memory for a second, more than the run before; tell who did."""
+    blocks = [torch.ones(2**20) for _ in range(spec["x"])]  # 4 MB each
+    time.sleep(1.1)
+    return {"who": os.getpid(), "blocks": len(blocks)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc")
+def test_a_worker_outlives_runs_that_need_much_memory(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as in unlearnlib.runner: what is freed stays with the process
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
+    monkeypatch.setenv("MALLOC_TOP_PAD_", str(2**28))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**33))
+    get_reusable_executor().shutdown(wait=True)
+    sizes = [1, 1, 150, 150, 1, 1]
+    tasks = [{"name": f"r{n}", "seed": n, "x": size} for n, size in enumerate(sizes)]
+    records = sweep(tasks, grow, store=store, workers=2)
+    assert len({record["result"]["who"] for record in records}) == 2

@@ -17,7 +17,8 @@ influence assumes, and are compared with a model that was retrained without the 
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,15 +28,12 @@ from unlearnlib import (
     classes,
     curvature,
     data,
-    gkt,
     influence,
-    inversion,
-    masking,
     models,
-    noise,
     removal,
     retraining,
     selection,
+    zero_shot,
 )
 from unlearnlib.baselines import BASELINES
 from unlearnlib.curvature import Objective
@@ -45,7 +43,6 @@ from unlearnlib.subsets import choose_scale
 
 Request = dict[str, Any]
 FAMILIES = {"data": "with data", "zero_shot": "zero-shot", "influence": "influence"}
-ZERO_SHOT = ("mm_noise", "gkt", "deep_inversion", "masked_distillation")  # kinds
 SCALED = "_scaled"  # ending of an influence estimator whose scale is chosen on validation images
 SECOND_CUBIC = "second_order_cubic"  # the second order with its third-derivative term
 _SAMPLE_SEED = 1_000_000  # none of the requests', which draw from the same permutations
@@ -196,62 +193,25 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
     """Unlearn from the original model alone.
 
     Args:
-        spec: ``method`` (its name in tables), ``kind`` (one of `ZERO_SHOT`), ``request``,
-            ``original``, ``seed`` and ``settings``: keywords of `noise.Settings` or
-            `gkt.Settings`; else ``synthesis`` and ``per_class``, which are keywords of
-            `inversion.Synthesis`, and for DeepInversion those of `inversion.Distillation`, for
-            masked distillation those of `masking.Tuning`.
+        spec: ``method`` (its name in tables), ``request``, ``original``, ``seed`` and
+            ``settings``, a method of `zero_shot`.
 
     Returns:
         as `run_baseline`.
 
     Raises:
         ValueError: unknown kind, or a request for a group.
+        TypeError: a keyword that the method does not take.
     """
-    request, kind = spec["request"], spec["kind"]
+    request = spec["request"]
     if reason := not_applicable("zero_shot", spec["method"], request):
         raise ValueError(f"request {request['name']!r}: {spec['method']} {reason}")
     teacher, shape = models.load_teacher(spec["original"], request["classes"])
     started = time.perf_counter()
-    options = {"forget_classes": request["classes"], "seed": spec["seed"]}
-    settings = dict(spec["settings"])
-    if kind == "mm_noise":
-        network = noise.unlearn(
-            teacher, shape=shape, num_classes=models.num_classes(teacher),
-            settings=noise.Settings(**settings), **options,
-        )["model"]  # fmt: skip
-    elif kind == "gkt":
-        result = gkt.transfer_knowledge(
-            teacher, shape=shape, settings=gkt.Settings(**settings), **options
-        )
-        network = models.unpack(result["model"])
-    elif kind == "deep_inversion":
-        network = _invert(teacher, shape, options, settings)
-    elif kind == "masked_distillation":
-        network = masking.unlearn(
-            teacher, shape=shape, num_classes=models.num_classes(teacher),
-            synthesis=_synthesis(settings, settings.pop("per_class")),
-            tuning=masking.Tuning(**settings), **options,
-        )  # fmt: skip
-    else:
-        raise ValueError(f"unknown kind {kind!r}; choose one of {list(ZERO_SHOT)}")
+    network, _ = zero_shot.unlearn(
+        teacher, spec["settings"], forget_classes=request["classes"], shape=shape, seed=spec["seed"]
+    )
     return _result(request, spec["method"], network, started)
-
-
-def _synthesis(settings: dict[str, Any], per_class: int) -> inversion.Synthesis:
-    return inversion.Synthesis(**settings.pop("synthesis"), per_class=per_class)
-
-
-def _invert(
-    teacher: nn.Module, shape: tuple[int, int, int], options: dict, settings: dict[str, Any]
-) -> nn.Module:
-    """Draw images by DeepInversion and distil the teacher on them."""
-    images, _ = inversion.synthesise(
-        teacher, shape=shape, num_classes=models.num_classes(teacher),
-        settings=_synthesis(settings, settings["per_class"]), **options,
-    )  # fmt: skip
-    distillation = inversion.Distillation(**settings)
-    return inversion.distil(teacher, images, settings=distillation, **options)[0]
 
 
 # ---------------------------------------------------------------------------------- influence
@@ -315,24 +275,35 @@ class _Influence:
     system: Dense
     spec: dict[str, Any]
     dataset: data.Dataset
+    updates: dict[str, tuple[Update, float]] = field(default_factory=dict)
 
     def unlearn(self, method: str) -> dict[str, Any]:
         """Move the original model by the update of a method."""
+        estimator = method.removesuffix(SCALED)
+        update, seconds = self._timed_update(estimator)
         started = time.perf_counter()
-        update = self._update(method.removesuffix(SCALED))
-        scale = self._scale(update) if method.endswith(SCALED) else 1.0
+        scale = self._scale(update) if method != estimator else 1.0
         return {
             "network": influence.apply_update(self.objective.network, update.delta, scale),
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds + time.perf_counter() - started,
             "scale": scale,
             "residual": update.residual,
         }
 
+    def _timed_update(self, estimator: str) -> tuple[Update, float]:
+        """Compute an update once, whether it is scaled or not, and the seconds that it takes alone."""
+        if estimator not in self.updates:
+            reads_group = estimator in ("newton", "second_order", SECOND_CUBIC)
+            shared = self.group_curvature[1] if reads_group else 0.0
+            started = time.perf_counter()
+            update = (
+                self._with_group_curvature(estimator) if reads_group else self._update(estimator)
+            )
+            self.updates[estimator] = update, shared + time.perf_counter() - started
+        return self.updates[estimator]
+
     def _update(self, estimator: str) -> Update:
-        group = self.items.forgotten
-        if estimator in ("newton", "second_order", SECOND_CUBIC):
-            return self._with_group_curvature(estimator)
-        mask = None
+        group, mask = self.items.forgotten, None
         if estimator in influence.PARTIAL:
             mask = selection.select(
                 "top_gradients", self.objective.network, *self.items.part(group),
@@ -340,18 +311,26 @@ class _Influence:
             )  # fmt: skip
         return influence.estimate(estimator, self.objective, group, self.system, mask=mask)
 
+    @cached_property
+    def group_curvature(self) -> tuple[Tensor, float]:
+        """Gauss-Newton matrix of the forgotten items in the sample, and the seconds that it took."""
+        started = time.perf_counter()
+        inside = self.sample[torch.isin(self.sample, self.items.forgotten)]
+        if len(inside):
+            matrix = curvature.gauss_newton(self.objective, index=inside)
+        else:
+            matrix = torch.zeros_like(self.system.matrix)
+        return matrix, time.perf_counter() - started
+
     def _with_group_curvature(self, estimator: str) -> Update:
         group, system = self.items.forgotten, self.system
         gradient = curvature.gradient_sum(self.objective, index=group)
         sizes = {"items": self.objective.items, "removed": len(group)}
-        inside = self.sample[torch.isin(self.sample, group)]
-        if len(inside):
-            of_group = curvature.gauss_newton(self.objective, index=inside)
-        else:
-            of_group = torch.zeros_like(system.matrix)
+        of_group, _ = self.group_curvature
         if estimator == "newton":
-            if len(inside):
-                drawn = {"items": len(self.sample), "removed": len(inside)}
+            inside = int(torch.isin(self.sample, group).sum())
+            if inside:
+                drawn = {"items": len(self.sample), "removed": inside}
                 system = influence.kept_system(system, of_group, **drawn)
             return influence.newton(gradient, system, **sizes)
         third = None

@@ -120,24 +120,21 @@ def baselines(plan: Plan, methods: dict[str, Spec], *, retained_items: int) -> l
     ]
 
 
-def zero_shot(plan: Plan, methods: dict[str, Spec], *, synthesis: Spec) -> list[Spec]:
+def zero_shot(plan: Plan, methods: dict[str, Spec]) -> list[Spec]:
     """List the specs of `arena.run_zero_shot`, for the requests that the methods serve.
 
     Args:
         plan: the plan.
-        methods: by name the ``kind`` (a name in `arena.ZERO_SHOT`), its settings, and ``ensemble``,
-            whether it is cheap enough to serve all models of an ensemble (it is not, unless said).
-        synthesis: a further setting of methods that draw images by DeepInversion.
+        methods: by name a method of `zero_shot`, and ``ensemble``, whether it is cheap enough to
+            serve all models of an ensemble (it is not, unless said).
     """
-    apart, drawing = ("kind", "ensemble"), ("deep_inversion", "masked_distillation")
     settings = {
-        method: {key: value for key, value in given.items() if key not in apart}
-        | ({"synthesis": synthesis} if given["kind"] in drawing else {})
+        method: {key: value for key, value in given.items() if key != "ensemble"}
         for method, given in methods.items()
     }
     return [
         {"name": f"{request['name']}-{method}-seed{seed}", "seed": seed, "request": request}
-        | {"method": method, "original": plan.model("original", seed), "kind": given["kind"]}
+        | {"method": method, "original": plan.model("original", seed)}
         | {"settings": settings[method]}
         for request, seed in plan.pairs()
         for method, given in methods.items()

@@ -27,23 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnlib import fingerprint, gkt, inversion, masking, models, noise
+from unlearnlib import fingerprint, gkt, inversion, models, zero_shot
 from unlearnlib.classes import check_forget_classes, forget_mask
 from unlearnlib.models import CheckpointError
 from unlearnlib.paths import root, write_atomic
+from unlearnlib.zero_shot import Method
 
-Method = dict[str, Any]
 NESTED = ("state_dict", "model_state_dict", "model")  # usual keys of a state dict in a checkpoint
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-KINDS = {  # what each kind of method takes beside `kind`: the keywords of these
-    "mm_noise": {"settings": noise.Settings},
-    "gkt": {"settings": gkt.Settings},
-    "deep_inversion": {
-        "synthesis": inversion.Synthesis,
-        "distillation": inversion.Distillation,
-    },
-    "masked_distillation": {"synthesis": inversion.Synthesis, "tuning": masking.Tuning},
-}
 
 
 class FactoryError(ValueError):
@@ -378,24 +369,9 @@ def load_images(
 # -------------------------------------------------------------------------------- unlearning
 
 
-def settings_of(method: Method) -> dict[str, Any]:
-    """Make the settings of a method: for its ``kind``, the parts that `KINDS` names.
-
-    Raises:
-        ValueError: unknown kind or part.
-        TypeError: a keyword that a part does not have.
-    """
-    kind, given = method.get("kind"), {k: v for k, v in method.items() if k != "kind"}
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; choose one of {list(KINDS)}")
-    if unknown := given.keys() - KINDS[kind].keys():
-        raise ValueError(f"{kind} takes {list(KINDS[kind])}, not {sorted(unknown)}")
-    return {name: part(**given.get(name, {})) for name, part in KINDS[kind].items()}
-
-
 def not_applicable(model: Own, method: Method) -> str | None:
     """Tell why a method cannot serve a model, or return None where it can."""
-    parts, name = settings_of(method).values(), type(model.network).__name__
+    parts, name = zero_shot.settings_of(method).values(), type(model.network).__name__
 
     def asks(*keys: str) -> bool:
         return any(getattr(part, key, 0) for part in parts for key in keys)
@@ -441,7 +417,7 @@ def unlearn(
 
     Args:
         model: of `load`; stays as it is.
-        method: ``kind``, a key of `KINDS`, and the keywords of its parts.
+        method: ``kind``, and the keywords of its parts, see `zero_shot.KINDS`.
         forget_classes: class numbers.
         seed: of everything random, a student's first weights included.
 
@@ -456,31 +432,13 @@ def unlearn(
     classes = list(check_forget_classes(forget_classes, models.num_classes(model)))
     if reason := not_applicable(model, method):
         raise ValueError(f"{method['kind']} is not applicable: {reason}")
-    options = {"forget_classes": classes, "shape": model.shape, "seed": seed}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network, pictures = _unlearn(method["kind"], model, settings_of(method), options)
-    spread = pictures[:: max(1, len(pictures) // 10)][:10]
-    return {"model": network.eval(), "pictures": gkt.to_bytes(spread.float())}
-
-
-def _unlearn(
-    kind: str, model: Own, parts: dict[str, Any], options: dict[str, Any]
-) -> tuple[nn.Module, Tensor]:
-    """Return the unlearned network and images that it learnt from."""
-    sized = options | {"num_classes": models.num_classes(model)}
-    if kind == "mm_noise":
-        result = noise.unlearn(model, **parts, **sized)
-        return result["model"], result["noise"]
-    if kind == "gkt":
-        result = gkt.transfer_knowledge(model, **parts, **options)
-        kept = next(s for s in result["snapshots"] if s["pseudo_batch"] == result["stop"])
-        return models.unpack(result["model"]), kept["images"]
-    if kind == "masked_distillation":
-        return masking.unlearn(model, **parts, **sized), torch.empty(0, *model.shape)
-    images, _ = inversion.synthesise(model, settings=parts["synthesis"], **sized)
-    rest = {key: options[key] for key in ("forget_classes", "seed")}
-    return inversion.distil(model, images, settings=parts["distillation"], **rest)[0], images
+        network, images = zero_shot.unlearn(
+            model, method, forget_classes=classes, shape=model.shape, seed=seed
+        )
+    spread = images[:: max(1, len(images) // 10)][:10]
+    return {"model": network, "pictures": gkt.to_bytes(spread.float())}
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -497,7 +455,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ValueError: what `load` raises, or other code than the spec says.
     """
     model = load_spec(spec)
-    settings_of(spec["method"])  # mistakes are not failures
+    zero_shot.settings_of(spec["method"])  # mistakes are not failures
     check_forget_classes(spec["forget_classes"], models.num_classes(model))
     options = {key: spec[key] for key in ("forget_classes", "seed")}
     try:

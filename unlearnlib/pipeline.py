@@ -1,8 +1,10 @@
 """Run the study: choose the profile that plain ``dvc`` commands see, and hand over to DVC.
 
 python -m unlearnlib.pipeline standard
+python -m unlearnlib.pipeline quick train retrain   # these stages and what they need
 """
 
+import os
 import subprocess
 import sys
 
@@ -27,14 +29,21 @@ def select(profile: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Reproduce one profile and return DVC's exit code."""
+    """Reproduce a profile, or some stages of it, and return DVC's exit code."""
+    profile, *stages = arguments or ["quick"]
     try:
-        select(*(arguments or ["quick"]))
+        select(profile)
     except parameters.ParameterError as error:
         print(error, file=sys.stderr)
         return 1
+    # stages call `python`, which must be this one even where the environment is not activated
+    search = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    targets = [f"{stage}@{profile}" for stage in stages]
     return subprocess.run(
-        [sys.executable, "-m", "dvc", "repro"], cwd=root(), check=False
+        [sys.executable, "-m", "dvc", "repro", *targets],
+        cwd=root(),
+        env=os.environ | {"PATH": search},
+        check=False,
     ).returncode
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unlearnlib import models
 from unlearnlib.steps import batches, finite
 
-WATCHED = 200  # forgotten items whose accuracy is watched
+WATCHED = 200  # forgotten items whose accuracy is watched, the first ones
 
 
 def relearning_curve(
@@ -28,7 +28,6 @@ def relearning_curve(
     learning_rate: float,
     seed: int,
     until: float = math.inf,
-    watched: int = WATCHED,
 ) -> list[float]:
     """Train a copy on what was forgotten and as many retained items, and watch the accuracy.
 
@@ -44,7 +43,6 @@ def relearning_curve(
         learning_rate: of Adam.
         seed: of the order of the items.
         until: accuracy in percent on the watched items at which to stop.
-        watched: forgotten items whose accuracy is watched, the first ones.
 
     Returns:
         the accuracy in percent on the watched items after 0, 1, ... mini-batches, at most `steps`.
@@ -62,7 +60,7 @@ def relearning_curve(
         batches(len(part[0]), batch_size=batch_size, steps=steps, generator=generator)
         for part in (forgotten, retained)
     )
-    seen = [part[:watched] for part in forgotten]
+    seen = [part[:WATCHED] for part in forgotten]
     curve = [_accuracy(learner, *seen)]
     for first, second in zip(*orders, strict=True):
         if curve[-1] >= until:

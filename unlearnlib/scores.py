@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from unlearnlib import arena, data, fidelity, membership, metrics, models, networks, relearning
+from unlearnlib import arena, data, fidelity, membership, metrics, models, relearning
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
 REFERENCES = ("original", "retrain", "retrain_again", "retrain_reordered")
@@ -30,19 +30,30 @@ class Sets:
 
     Attributes:
         forgotten: training items that were to go.
-        unseen: test images of the same classes.
-        test: test images of what stays.
         kept: training items that stay.
-        classes: the forgotten classes; empty for a group.
         everything: all test images.
+        same: which test images are of the forgotten items' classes, bool ``[N]``.
+        stays: which test images stay, bool ``[N]``: those of other classes than the forgotten ones,
+            and all where a group is to go.
+        classes: the forgotten classes; empty for a group.
     """
 
     forgotten: Part
-    unseen: Part
-    test: Part
     kept: Part
-    classes: list[int]
     everything: Part
+    same: Tensor
+    stays: Tensor
+    classes: list[int]
+
+    @property
+    def unseen(self) -> Part:
+        """Test images of the classes of the forgotten items."""
+        return self.everything[0][self.same], self.everything[1][self.same]
+
+    @property
+    def test(self) -> Part:
+        """Test images of what stays."""
+        return self.everything[0][self.stays], self.everything[1][self.stays]
 
 
 def sets_of(dataset: data.Dataset, request: arena.Request, *, items: int | None, most: int) -> Sets:
@@ -60,46 +71,58 @@ def sets_of(dataset: data.Dataset, request: arena.Request, *, items: int | None,
         training.part(part[torch.randperm(len(part), generator=generator)[:most]])
         for part in (training.forgotten, training.kept)
     )
-    images, labels = data.split(dataset, "test")
-    same = torch.isin(labels, training.labels[training.forgotten].unique())
+    everything = data.split(dataset, "test")
+    same = torch.isin(everything[1], training.labels[training.forgotten].unique())
     stays = ~same if "classes" in request else torch.ones_like(same)
-    return Sets(
-        forgotten,
-        (images[same], labels[same]),
-        (images[stays], labels[stays]),
-        kept,
-        list(request.get("classes", [])),
-        (images, labels),
-    )
+    return Sets(forgotten, kept, everything, same, stays, list(request.get("classes", [])))
 
 
 @dataclass(eq=False)
 class Said:
-    """Hold what one model says of the sets."""
+    """Hold what one model says of the sets: logits ``[N, K]`` and features ``[N, D]`` by set."""
 
     network: nn.Module
     logits: dict[str, Tensor]
     features: dict[str, Tensor]
-    counts: Tensor
 
     def accuracy(self, name: str, sets: Sets) -> float:
         """Compute the accuracy in percent on a set."""
         predicted = self.logits[name].argmax(1)
         return 100 * (predicted == getattr(sets, name)[1]).double().mean().item()
 
+    def counts(self, sets: Sets) -> Tensor:
+        """Count the predictions on all test images: a confusion matrix ``[K, K]``."""
+        logits, labels = self.logits["everything"], sets.everything[1]
+        found = confusion_matrix(labels, logits.argmax(1), labels=range(logits.shape[1]))
+        return torch.from_numpy(found)
+
 
 def listen(network: nn.Module, sets: Sets, *, full: bool = True) -> Said:
     """Evaluate a model on the sets; without `full`, on those alone that `answers` reads."""
     network = network.eval()
-    names = ("forgotten", "test", "unseen", "kept") if full else ("forgotten", "test")
-    logits = {name: models.predict(network, getattr(sets, name)[0]) for name in names}
     if not full:
-        return Said(network, logits, {}, torch.empty(0))
-    features = {
-        name: networks.penultimate(network, getattr(sets, name)[0])
-        for name in ("forgotten", "test", "unseen", "kept")
-    }
-    return Said(network, logits, features, metrics.confusion(network, *sets.everything))
+        names = ("forgotten", "test")
+        return Said(network, {n: models.predict(network, getattr(sets, n)[0]) for n in names}, {})
+    said = Said(network, {}, {})
+    for name in ("forgotten", "kept", "everything"):
+        said.logits[name], said.features[name] = _answers(network, getattr(sets, name)[0])
+    for name, part in (("unseen", sets.same), ("test", sets.stays)):
+        for found in (said.logits, said.features):
+            found[name] = found["everything"][part]
+    return said
+
+
+@torch.no_grad()
+def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute in one pass the logits, and the features that the last linear layer sees."""
+    readout = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
+    pairs = []
+    with models.record_inputs(readout) as fed:
+        for batch in images.split(200):  # few enough to stay in a processor's cache
+            logits = network(batch.to(models.device()))
+            pairs.append((logits.cpu(), fed[0].cpu()))
+    logits, features = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return logits, features
 
 
 # ------------------------------------------------------------------------------------ scores
@@ -127,7 +150,7 @@ def likeness(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
         [model.accuracy(name, sets) for name in ("forgotten", "kept", "test")]
         for model in (said, gold)
     ]
-    shift = metrics.confusion_shift(said.counts, gold.counts)
+    shift = metrics.confusion_shift(said.counts(sets), gold.counts(sets))
     gone = torch.zeros(len(shift), dtype=torch.bool)
     gone[sets.classes] = True
     return {
@@ -245,7 +268,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
     found["intervals"] = {name: [area.low, area.high] for name, area in areas.items()}
     found["relearning"] = curves
-    found["counts"] = {name: s.counts for name, s in said.items()}
+    found["counts"] = {name: s.counts(sets) for name, s in said.items()}
     return found
 
 
