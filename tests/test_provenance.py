@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def test_describe_collects_what_made_a_run(root: Path):
     assert hardware["processor"] == provenance.processor()
     assert hardware["device"] == provenance.accelerator()
     assert found["code_revision"] == "unknown"
+    when = datetime.strptime(found["time"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert timedelta(0) <= datetime.now(UTC) - when < timedelta(minutes=2)
 
 
 def test_a_description_can_be_written(root: Path):

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unlearnlib.paths import root, write_atomic
 
 
 def describe(*, profile: str, data_source: str, seeds: list[int]) -> dict[str, Any]:
-    """Collect profile, data source, seeds, versions, hardware and code revision."""
+    """Collect profile, data source, seeds, versions, hardware, code revision and time."""
     return {
         "profile": profile,
         "data_source": data_source,
@@ -23,6 +24,7 @@ def describe(*, profile: str, data_source: str, seeds: list[int]) -> dict[str, A
         | {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "device": accelerator()},
         "code_revision": revision(),
+        "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
