@@ -1,5 +1,6 @@
 """The quick profile from end to end, by the commands that a reader types."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, run
+
+from unlearnlib import models, retraining, runner
 
 METHODS = [
     "original",
@@ -110,6 +113,17 @@ def test_updates_move_the_loss_on_the_group_towards_retraining(groups: pd.DataFr
     assert original < mean["one_step", "first_order"] < mean["retrain", "none"]
 
 
+def test_a_retrained_model_has_the_recipe_of_its_original(tables: Path) -> None:
+    runs = ROOT / "runs" / "quick"
+    specs = [models.load_record(file)["spec"] for file in (runs / "group_retrain").glob("*.pt")]
+    assert specs
+    for spec in specs:
+        file = runs / "group_models" / f"compact-seed{spec['seed']}.pt"
+        original = models.load_record(file)["spec"]
+        for key in ("model", "width", *retraining.RECIPE):
+            assert spec[key] == original[key]
+
+
 def test_the_report_has_a_page_for_every_notebook(tables: Path) -> None:
     report = tables.parent
     stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -174,3 +188,17 @@ def test_gold_is_nearest_to_gold(arena: pd.DataFrame) -> None:
         > mean["retrain_again"] / 2
     )
     assert mean["original"] > 2 * mean["retrain_again"]
+
+
+def test_the_league_of_one_class_request_has_no_ranks(
+    arena: pd.DataFrame, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("params", "notebooks", "reports/quick/metrics"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    reduced = tmp_path / "reports" / "quick" / "tables"
+    reduced.mkdir()
+    arena[arena["request"] != "classes_1_7"].to_csv(reduced / "arena.csv", index=False)
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    assert (
+        "Requests for classes: 1. Ranks need two." in runner.run("44_league", "quick").read_text()
+    )
