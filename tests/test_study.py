@@ -193,11 +193,10 @@ def test_gold_is_nearest_to_gold(arena: pd.DataFrame) -> None:
 def test_the_league_of_one_class_request_has_no_ranks(
     arena: pd.DataFrame, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in ("params", "notebooks", "reports/quick/metrics"):
+    for folder in ("params", "notebooks", "reports/quick/metrics", "reports/quick/tables"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    reduced = tmp_path / "reports" / "quick" / "tables"
-    reduced.mkdir()
-    arena[arena["request"] != "classes_1_7"].to_csv(reduced / "arena.csv", index=False)
+    reduced = arena[arena["request"] != "classes_1_7"]
+    reduced.to_csv(tmp_path / "reports" / "quick" / "tables" / "arena.csv", index=False)
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     assert (
         "Requests for classes: 1. Ranks need two." in runner.run("44_league", "quick").read_text()
