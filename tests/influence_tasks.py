@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
-from unlearnlib import curvature
-from unlearnlib.curvature import SQUARED, Objective
-from unlearnlib.networks import Logistic
+from unlearnlib.influence import curvature
+from unlearnlib.influence.curvature import SQUARED, Objective
+from unlearnlib.models.networks import Logistic
 
 EXACT = 1e-6
 

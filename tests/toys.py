@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib import data, models
+from unlearnlib.data import data
+from unlearnlib.models import models
 
 SHAPE = (2, 8, 12)
 CLASSES = 4

@@ -1,0 +1,386 @@
+"""Image sets: what is read is what was published, and anything else is refused with a remedy."""
+
+import gzip
+import hashlib
+import http.server
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from unlearnlib.data import classes, data, image_sets
+
+TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+SMALL = {"train": 120, "t10k": 40}
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Write IDX independently of the reader: big-endian sizes after 00 00 08 and the rank."""
+    sizes = b"".join(struct.pack(">I", size) for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def small_files() -> dict[str, bytes]:
+    """Return four small IDX files whose images carry their own index in the first pixel."""
+    files = {}
+    for part, count in SMALL.items():
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        pixels[:, 0, 0] = np.arange(count)
+        files[f"{part}-images-idx3-ubyte"] = idx(pixels)
+        files[f"{part}-labels-idx1-ubyte"] = idx((np.arange(count) % 10).astype(np.uint8))
+    return files
+
+
+def fill(folder: Path, *, zipped: bool = False) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in small_files().items():
+        if zipped:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def numbered(per_class: int) -> image_sets.Raw:
+    """Return a source without test set whose first two pixels number its images."""
+    count = 10 * per_class
+    pixels = np.zeros((count, 28, 28), np.uint8)
+    pixels[:, 0, 0], pixels[:, 0, 1] = np.divmod(np.arange(count), 256)
+    return image_sets.Raw("numbered", pixels, np.repeat(np.arange(10, dtype=np.uint8), per_class))
+
+
+def numbers(images: np.ndarray) -> np.ndarray:
+    return images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test a root of its own, so that no earlier download is found."""
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    for source in image_sets.SOURCES.values():
+        monkeypatch.delenv(source.variable or "UNUSED", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Publish the small files as MNIST and return the root."""
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in small_files().items()}
+    monkeypatch.setitem(image_sets.SOURCES, "mnist", replace(image_sets.SOURCES["mnist"], md5=sums))
+    return root
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """Return the folder with the real MNIST, if this machine has one."""
+    repository = Path(__file__).resolve().parents[2]
+    place = repository / (os.environ.get("MNIST_DIR") or "../shared/mnist")
+    if not place.is_dir():
+        pytest.skip("neither MNIST_DIR nor ../shared/mnist")
+    return place.resolve()
+
+
+@pytest.fixture(scope="session")
+def mnist_5k() -> image_sets.Raw:
+    return image_sets.load_source("mnist-5k")
+
+
+def forbid_network(*_: object, **__: object) -> None:
+    raise OSError("the network is switched off")
+
+
+# IDX files
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 28, 28)])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_idx_reads_what_was_written(tmp_path: Path, shape: tuple[int, ...], pack: object) -> None:
+    written = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    (tmp_path / "file").write_bytes(pack(idx(written)))
+    read = image_sets.read_idx(tmp_path / "file")
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, written)
+
+
+WHOLE = idx(np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (WHOLE[:-1], r"cut short: expected 28 bytes for shape \(3, 2, 2\), found 27"),
+        (WHOLE + b"\0", "trailing bytes: expected 28 .* found 29"),
+        (WHOLE[:9], "9 bytes long: expected a header of 16"),
+        (b"", r"begins with the bytes \(none\)"),
+        (b"\x89PNG\r\n", "begins with the bytes 89504e47"),
+        (WHOLE.replace(b"\0\0\x08", b"\0\0\x0d"), "begins with the bytes 00000d03"),
+        (gzip.compress(WHOLE)[:-9], "cannot be read"),
+        (gzip.compress(WHOLE)[:12] + b"\xff" * 20, "cannot be read"),
+        (gzip.compress(WHOLE) + b"more", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_damaged_idx_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    path = tmp_path / "some-idx3-ubyte"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(data.DataError, match=f"some-idx3-ubyte.*{says}.*fetch the file again"):
+        image_sets.read_idx(path)
+
+
+# Sources
+
+
+def test_gzip_and_plain_folders_give_the_same_bytes(small_mnist: Path, monkeypatch) -> None:
+    written = []
+    for name, zipped in (("plain", False), ("gz", True)):
+        # relative to the root, and a space in the path
+        fill(small_mnist / f"my {name}", zipped=zipped)
+        monkeypatch.setenv("MNIST_DIR", f"my {name}")
+        dataset = image_sets.make_splits(
+            image_sets.load_source("mnist"), validation=20, test=None, seed=0
+        )
+        data.save(dataset, small_mnist / name / "mnist.npz")
+        written.append((small_mnist / name / "mnist.npz").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("file", image_sets.IDX_FILES)
+def test_one_changed_byte_is_refused(small_mnist: Path, monkeypatch, file: str) -> None:
+    folder = fill(small_mnist / "folder")
+    monkeypatch.setenv("MNIST_DIR", str(folder))
+    content = bytearray((folder / file).read_bytes())
+    content[-1] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(data.DataError, match=f"{file} is not the published file of MNIST: MD5"):
+        image_sets.load_source("mnist")
+
+
+def test_absent_file_and_absent_folder_are_named(small_mnist: Path, monkeypatch) -> None:
+    folder = fill(small_mnist / "folder")
+    (folder / image_sets.IDX_FILES[3]).unlink()
+    monkeypatch.setenv("MNIST_DIR", str(folder))
+    with pytest.raises(data.DataError, match=f"folder holds neither {image_sets.IDX_FILES[3]} nor"):
+        image_sets.load_source("mnist")
+    monkeypatch.setenv("MNIST_DIR", "nowhere")
+    with pytest.raises(data.DataError, match=r"MNIST_DIR=nowhere: there is no folder .* unset it"):
+        image_sets.load_source("mnist")
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(SMALL["train"] - 1, np.uint8), np.full(SMALL["train"], 10, np.uint8)]
+)
+def test_labels_that_do_not_fit_the_images_are_refused(root: Path, monkeypatch, labels) -> None:
+    folder = fill(root / "folder")
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    monkeypatch.setenv("KMNIST_DIR", str(folder))
+    with pytest.raises(data.DataError, match="do not belong together"):
+        image_sets.load_source("kmnist")
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_other_sets_come_through_the_same_door(root: Path, monkeypatch, name: str) -> None:
+    fill(root / "folder")
+    monkeypatch.setenv(image_sets.SOURCES[name].variable, "folder")
+    dataset = image_sets.make_splits(image_sets.load_source(name), validation=20, test=None, seed=0)
+    assert (dataset.source, dataset.label) == (name, image_sets.SOURCES[name].label)
+    assert len(dataset.test_images) == SMALL["t10k"]
+
+
+def test_unknown_source_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"unknown data source 'cifar': .*mnist-5k, mnist"):
+        image_sets.load_source("cifar")
+
+
+def test_mnist_5k_is_checked(monkeypatch) -> None:
+    pixels, labels = np.zeros((5000, 784)), np.repeat(np.arange(10), 500)
+    monkeypatch.setattr(image_sets, "mnist_data", lambda: (pixels, labels))
+    with pytest.raises(data.DataError, match=r"SHA-256 .* expected .*requirements.lock"):
+        image_sets.load_source("mnist-5k")
+
+
+def test_mnist_5k_needs_no_network(monkeypatch, root: Path) -> None:
+    monkeypatch.setattr(socket, "socket", forbid_network)
+    monkeypatch.setattr(socket, "getaddrinfo", forbid_network)
+    raw = image_sets.load_source("mnist-5k")
+    assert raw.images.shape == (5000, 28, 28)
+    assert raw.images.dtype == raw.labels.dtype == np.uint8
+    assert np.bincount(raw.labels).tolist() == [500] * 10
+
+
+def test_published_mnist(
+    root: Path, mnist_folder: Path, monkeypatch, mnist_5k: image_sets.Raw
+) -> None:
+    monkeypatch.setenv("MNIST_DIR", str(mnist_folder))
+    raw = image_sets.load_source("mnist")
+    assert np.bincount(raw.labels).tolist() == TRAIN_COUNTS
+    assert raw.test_images.shape == (10_000, 28, 28)
+    dataset = image_sets.make_splits(raw, validation=5000, test=None, seed=0)
+    assert [len(dataset.train_labels), len(dataset.validation_labels)] == [55_000, 5000]
+    np.testing.assert_array_equal(dataset.test_images, raw.test_images)
+    shares = np.bincount(dataset.validation_labels) / np.array(TRAIN_COUNTS)
+    np.testing.assert_allclose(shares, 1 / 12, atol=1 / min(TRAIN_COUNTS))
+    # second source as oracle: every image of MNIST-5k is one of the 70,000, with its label
+    known = {
+        (image.tobytes(), label)
+        for images, labels in ((raw.images, raw.labels), (raw.test_images, raw.test_labels))
+        for image, label in zip(images, labels, strict=True)
+    }
+    subset = zip(mnist_5k.images, mnist_5k.labels, strict=True)
+    assert all((image.tobytes(), label) in known for image, label in subset)
+
+
+# Download
+
+
+@pytest.fixture
+def mirror(small_mnist: Path, monkeypatch) -> Iterator[Path]:
+    """Serve the small files on this machine as torchvision's only MNIST mirror."""
+    folder = fill(small_mnist / "served", zipped=True)
+    sums = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(folder.iterdir())]
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+        monkeypatch.setattr(datasets.MNIST, "resources", sums)
+        yield folder
+        server.shutdown()
+
+
+def test_download_gives_the_bytes_of_the_folder(mirror: Path, small_mnist: Path, monkeypatch):
+    downloaded = image_sets.load_source("mnist")
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [])
+    again = image_sets.load_source("mnist")
+    monkeypatch.setenv("MNIST_DIR", str(mirror))
+    given = image_sets.load_source("mnist")
+    prints = {
+        image_sets.make_splits(raw, validation=20, test=None, seed=0).fingerprint
+        for raw in (downloaded, again, given)
+    }
+    assert len(prints) == 1
+    assert [p.name for p in (small_mnist / "data" / "downloads").iterdir()] == ["mnist"]
+
+
+def test_half_a_download_is_not_kept(mirror: Path, small_mnist: Path) -> None:
+    (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(b"something else")
+    with pytest.raises(data.DataError, match=r"cannot be downloaded.*MNIST_DIR"):
+        image_sets.load_source("mnist")
+    assert list((small_mnist / "data" / "downloads").iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+def test_damaged_download_is_refused_and_fetched_anew(mirror: Path, small_mnist: Path) -> None:
+    first = image_sets.load_source("mnist")
+    path = small_mnist / "data" / "downloads" / "mnist" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(data.DataError, match="cut short"):
+        image_sets.load_source("mnist")
+    path.unlink()
+    np.testing.assert_array_equal(image_sets.load_source("mnist").images, first.images)
+
+
+def assert_both_remedies_within(seconds: float) -> None:
+    start = time.monotonic()
+    with pytest.raises(data.DataError) as raised:
+        image_sets.load_source("mnist")
+    assert time.monotonic() - start < seconds
+    message = str(raised.value)
+    assert "set MNIST_DIR to a folder" in message
+    assert "access to the internet" in message
+
+
+def test_failing_download_names_both_remedies(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr(image_sets, "_answering", lambda mirrors, file: list(mirrors))
+    monkeypatch.setattr(datasets.MNIST, "download", forbid_network)
+    assert_both_remedies_within(3)
+
+
+def test_blocked_sockets_name_both_remedies(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", forbid_network)
+    monkeypatch.setattr(socket, "getaddrinfo", forbid_network)
+    assert_both_remedies_within(3)
+
+
+def test_silent_name_server_does_not_hang(root: Path, monkeypatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(60) and [])
+    monkeypatch.setattr(image_sets, "NETWORK_SECONDS", 0.5)
+    try:
+        assert_both_remedies_within(3)
+    finally:
+        released.set()
+
+
+def test_silent_server_does_not_hang(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr(image_sets, "NETWORK_SECONDS", 0.5)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+        assert_both_remedies_within(3)
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    ("per_class", "validation", "test"), [(500, 500, 1000), (30, 10, 10), (7, 13, 21)]
+)
+def test_splits_are_disjoint_exhaustive_and_stratified(per_class, validation, test) -> None:
+    raw = numbered(per_class)
+    dataset = image_sets.make_splits(raw, validation=validation, test=test, seed=3)
+    sizes = [10 * per_class - validation - test, validation, test]
+    drawn = [numbers(getattr(dataset, f"{name}_images")) for name in data.SPLITS]
+    assert [len(part) for part in drawn] == sizes
+    assert sorted(np.concatenate(drawn)) == list(range(10 * per_class))
+    for name, part, size in zip(data.SPLITS, drawn, sizes, strict=True):
+        labels = getattr(dataset, f"{name}_labels")
+        assert labels.dtype == np.int64
+        np.testing.assert_array_equal(labels, part // per_class)
+        assert np.abs(np.bincount(labels, minlength=10) - size / 10).max() <= 1
+
+
+def test_mnist_5k_splits(mnist_5k: image_sets.Raw) -> None:
+    dataset = image_sets.make_splits(mnist_5k, validation=500, test=1000, seed=0)
+    counts = [classes.class_counts(data.split(dataset, name)[1], 10) for name in data.SPLITS]
+    assert [count.tolist() for count in counts] == [[350] * 10, [50] * 10, [100] * 10]
+
+
+def test_seed_decides_the_splits() -> None:
+    prints = [
+        image_sets.make_splits(numbered(30), validation=50, test=50, seed=seed).fingerprint
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("size", [0, -10, 9, 291, 300, None, 0.5, True, "50"])
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_sizes_that_do_not_fit_are_refused(name: str, size: object) -> None:
+    sizes = {"validation": 10, "test": 10, name: size}
+    with pytest.raises(ValueError, match=f"{name}={size!r}"):
+        image_sets.make_splits(numbered(30), **sizes, seed=0)
+
+
+def test_a_test_set_of_its_own_cannot_be_resized() -> None:
+    raw = replace(numbered(30), test_images=numbered(1).images, test_labels=numbered(1).labels)
+    assert len(image_sets.make_splits(raw, validation=10, test=10, seed=0).test_labels) == 10
+    with pytest.raises(ValueError, match=r"test=20 does not fit: .* own test set of 10"):
+        image_sets.make_splits(raw, validation=10, test=20, seed=0)

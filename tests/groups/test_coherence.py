@@ -1,0 +1,222 @@
+"""Coherence: explicit influences of small nets, brute force over pairs, and hand-made groups."""
+
+from pathlib import Path
+
+import influence_tasks
+import pytest
+import torch
+import toys
+from scipy import stats
+from scipy.spatial.distance import cdist
+
+from unlearnlib.groups import coherence
+from unlearnlib.influence import curvature, influence
+from unlearnlib.influence.solvers import Dense
+from unlearnlib.models import models
+
+
+def rows(count: int = 30, size: int = 6, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, size, generator=generator, dtype=torch.float64)
+
+
+# ----------------------------------------------------------------------------------- influences
+
+
+def test_grams_are_those_of_explicit_influences():
+    objective = influence_tasks.logistic(60)
+    matrix = curvature.gauss_newton(objective)
+    index = torch.tensor([3, 1, 40, 7, 22])
+    grams, residual = coherence.influence_grams(objective, Dense(matrix, 0.01), index, chunk=2)
+    damped = matrix + 0.01 * torch.eye(len(matrix)).double()
+    item = torch.linalg.solve(damped, curvature.item_gradients(objective, index=index).T).T
+    loss = item - torch.linalg.solve(damped, objective.l2 * curvature.flatten(objective.network))
+    torch.testing.assert_close(grams["item"], item @ item.T)
+    torch.testing.assert_close(grams["loss"], loss @ loss.T)
+    assert residual < 1e-10
+    torch.testing.assert_close(coherence.norms(grams["item"]), item.norm(dim=1))
+
+
+def test_the_norm_is_that_of_a_removal_without_its_scale():
+    objective = influence_tasks.ridge()
+    system = Dense(curvature.gauss_newton(objective), 0.0)
+    grams, _ = coherence.influence_grams(objective, system, torch.tensor([4]))
+    gradient = curvature.gradient_sum(objective, index=torch.tensor([4]))
+    update = influence.first_order(gradient, system, items=objective.items, removed=1)
+    expected = (objective.items - 1) * update.delta.norm()
+    assert coherence.norms(grams["item"]).item() == pytest.approx(expected.item())
+
+
+# -------------------------------------------------------------------------------------- groups
+
+
+def test_coherence_of_equal_orthogonal_and_opposite_influences():
+    equal, orthogonal = torch.ones(4, 3).double(), torch.eye(4).double()
+    opposite = torch.tensor([[1.0, 0], [-1, 0]]).double()
+    assert coherence.coherence(equal @ equal.T, torch.arange(4)) == pytest.approx(1)
+    assert coherence.coherence(orthogonal, torch.arange(4)) == pytest.approx(0.5)
+    assert coherence.coherence(opposite @ opposite.T, torch.arange(2)) == pytest.approx(0)
+
+
+def test_coherence_is_the_norm_of_the_sum_over_the_sum_of_norms():
+    x, group = rows(), torch.tensor([2, 5, 17])
+    expected = x[group].sum(0).norm() / x[group].norm(dim=1).sum()
+    assert coherence.coherence(x @ x.T, group) == pytest.approx(expected.item())
+
+
+def test_random_groups_are_of_the_size_and_repeatable():
+    gram = torch.eye(20).double()
+    options = {"size": 5, "repeats": 50, "seed": 0}
+    drawn = coherence.random_coherences(gram, **options)
+    # orthogonal influences of equal norm: 1 / sqrt(m) for every group of m
+    torch.testing.assert_close(drawn, torch.full((50,), 5**-0.5).double())
+    x = rows(20)
+    first = coherence.random_coherences(x @ x.T, **options)
+    torch.testing.assert_close(first, coherence.random_coherences(x @ x.T, **options))
+    assert first.std() > 0
+    everything = coherence.random_coherences(x @ x.T, size=20, repeats=3, seed=0)
+    whole = coherence.coherence(x @ x.T, torch.arange(20))
+    torch.testing.assert_close(everything, torch.full((3,), whole).double())
+
+
+# ---------------------------------------------------------------------------------- comparisons
+
+
+def test_delta_is_the_share_of_pairs_by_brute_force():
+    near, far = rows(12, 1)[:, 0], rows(9, 1, seed=1)[:, 0] + 0.7
+    found = coherence.compare(near, far)
+    signs = (far[:, None] - near[None, :]).sign()
+    assert found["delta"] == pytest.approx(signs.mean().item())
+    expected = stats.mannwhitneyu(near.numpy(), far.numpy()).pvalue
+    assert found["p"] == pytest.approx(expected)
+
+
+def test_delta_is_signed_by_the_farthest():
+    low, high = torch.arange(5.0), torch.arange(10.0, 15)
+    assert coherence.compare(low, high)["delta"] == 1
+    assert coherence.compare(high, low)["delta"] == -1
+    assert coherence.compare(low, low)["delta"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_similar_features_with_similar_influences_correlate(metric: str):
+    # on a circle the angle decides both the distance and the cosine of features and influences
+    angles = torch.linspace(0, 3, 40).double()
+    x = torch.stack([angles.cos(), angles.sin()], 1)
+    options = {"metric": metric, "pairs": 500, "seed": 0}
+    assert coherence.similarity_correlation(x, x @ x.T, **options) > 0.999
+    mirrored = torch.stack([angles.cos(), angles.sin()], 1) * (-1.0) ** torch.arange(40)[:, None]
+    other = coherence.similarity_correlation(x, mirrored @ mirrored.T, **options)
+    assert abs(other) < 0.3
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_the_correlation_over_many_pairs_is_that_over_all(metric: str):
+    features, x = rows(25, 4), rows(25, 4) + rows(25, 4, seed=1)
+    above = torch.triu_indices(25, 25, 1)
+    similarity = -cdist(features.numpy(), features.numpy(), metric)[above[0], above[1]]
+    cosine = 1 - cdist(x.numpy(), x.numpy(), "cosine")[above[0], above[1]]
+    expected = stats.spearmanr(similarity, cosine).statistic
+    found = coherence.similarity_correlation(features, x @ x.T, metric=metric, pairs=20_000, seed=0)
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_clusters_that_are_shells_agree_with_the_parts():
+    # an inner shell, a thick middle and an outer shell, all on one ray: k-means cuts by distance
+    radii = torch.cat([torch.full((16,), 0.0), torch.full((68,), 10.0), torch.full((16,), 20.0)])
+    features = torch.stack([radii, torch.zeros(100)], 1) + 0.01 * rows(100, 2)
+    found = coherence.clusters(features, metric="euclidean", seed=0)
+    # centred on the middle, so near is the middle and far both ends: no chance agreement
+    assert found["silhouette_clusters"] > 0.99
+    assert found["silhouette_clusters"] > found["silhouette_parts"]
+    assert 0 < found["adjusted_rand"] < 1
+
+
+def test_clusters_of_a_sphere_have_nothing_to_do_with_the_parts():
+    features = rows(600, 8)
+    found = coherence.clusters(features, metric="euclidean", seed=0)
+    assert abs(found["adjusted_rand"]) < 0.05
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda k: coherence.coherence(k, torch.arange(0)), "the group is empty"),
+        (lambda k: coherence.coherence(0 * k, torch.arange(2)), "all 0"),
+        (lambda k: coherence.random_coherences(k, size=31, repeats=1, seed=0), "size=31"),
+        (lambda k: coherence.random_coherences(k, size=3, repeats=0, seed=0), "repeats=0"),
+        (lambda k: coherence.compare(k[0], k[0][:0]), "30 nearest and 0 farthest"),
+        (
+            lambda k: coherence.similarity_correlation(k, k, metric="taxi", pairs=9, seed=0),
+            "unknown metric 'taxi'",
+        ),
+        (
+            lambda k: coherence.similarity_correlation(k, k, metric="cosine", pairs=2, seed=0),
+            "pairs=2",
+        ),
+        (lambda k: coherence.clusters(k[:3], metric="cosine", seed=0), "3 items for 3 clusters"),
+        (
+            lambda k: coherence.clusters(
+                torch.tensor([[-1.0], [1]] * 3), metric="euclidean", seed=0
+            ),
+            "same distance",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(call, message: str):
+    x = rows()
+    with pytest.raises(ValueError, match=message):
+        call(x @ x.T)
+
+
+# ------------------------------------------------------------------------------------------ run
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict:
+    torch.manual_seed(0)
+    compact, vit = (
+        toys.record(tmp_path / f"{name}.pt", models.build(name, width=0.25))
+        for name in ("compact", "vit")
+    )
+    return {
+        "data": toys.lines(tmp_path / "mnist.npz"), "compact": compact, "vit": vit,
+        "label": 3, "seed": 0, "l2": 0.01, "damping": 0.01, "curvature_items": 40,
+        "pools": [[12, 3], [18, 7]], "repeats": 20, "pairs": 50,
+    }  # fmt: skip
+
+
+def test_a_run_has_a_row_for_each_pool_space_metric_and_gradient(spec: dict):
+    result = coherence.run(spec)
+    keys = {
+        (row["items"], row["neighbours"], row["space"], row["metric"], row["gradient"])
+        for row in result["rows"]
+    }
+    assert len(keys) == len(result["rows"]) == 2 * 2 * 2 * 2
+    assert {key[:2] for key in keys} == {(12, 3), (18, 7)}
+    assert result["residual"] < 1e-6
+    assert {len(values) for values in result["distances"].values()} == {18}
+    # a sweep stores plain numbers only
+    assert {type(value) for row in result["rows"] for value in row.values()} == {int, float, str}
+    assert result["norms"]["item"].shape == result["losses"].shape == (18,)
+
+
+def test_a_run_compares_the_ends_of_the_largest_pool(spec: dict):
+    result = coherence.run(spec)
+    row = next(row for row in result["rows"] if row["items"] == 18 and row["gradient"] == "loss")
+    order = result["distances"][f"{row['space']}-{row['metric']}"].argsort()
+    norms = result["norms"]["loss"]
+    expected = coherence.compare(norms[order[:7]], norms[order[-7:]])
+    assert row["delta"] == pytest.approx(expected["delta"])
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [([[18, 11]], "nearest and farthest would overlap"), ([[21, 5]], "size=21 of 20 items")],
+)
+def test_a_run_refuses_pools_that_do_not_fit(spec: dict, pools: list, message: str):
+    with pytest.raises(ValueError, match=message):
+        coherence.run(spec | {"pools": pools})

@@ -1,0 +1,164 @@
+"""The convex control: exact minima, and estimators against them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from influence_tasks import logistic, newton_minimum, removal_weights
+from sklearn.linear_model import LogisticRegression
+from toys import lines
+
+from unlearnlib.data import data
+from unlearnlib.groups import convex
+from unlearnlib.groups.convex import minimise
+from unlearnlib.influence import curvature
+from unlearnlib.influence.influence import without
+
+GROUP = torch.arange(0, 24, 3)
+
+
+def zeroed(objective: curvature.Objective) -> curvature.Objective:
+    curvature.assign(objective.network, 0 * curvature.flatten(objective.network))
+    return objective
+
+
+def test_the_minimum_is_that_of_scikit_learn():
+    objective = zeroed(logistic())
+    ended = minimise(objective, tolerance=1e-10)
+    assert ended.gradient_norm <= 1e-10
+    # its penalty leaves the bias free, so that a constant column stands in for it
+    inputs = torch.cat([objective.inputs.flatten(1), torch.ones(objective.items, 1)], 1)
+    strength = 1 / (objective.items * objective.l2)
+    oracle = LogisticRegression(C=strength, fit_intercept=False, tol=1e-12, max_iter=10_000)
+    expected = oracle.fit(inputs.numpy(), objective.targets.numpy()).coef_
+    weight, bias = (p.detach().numpy() for p in objective.network.parameters())
+    np.testing.assert_allclose(np.c_[weight, bias], expected, atol=1e-5)
+
+
+def test_retraining_from_the_fit_is_exact():
+    objective = logistic()
+    weights = removal_weights(objective.items, GROUP, 1.0)
+    expected = newton_minimum(objective, weights)
+    kept = without(objective, GROUP)
+    minimise(kept, tolerance=1e-12)
+    torch.testing.assert_close(curvature.flatten(kept.network), expected, rtol=0, atol=1e-9)
+
+
+def test_a_minimum_takes_no_step():
+    assert minimise(logistic()).steps == 0
+
+
+def test_an_unfinished_minimisation_is_refused():
+    with pytest.raises(convex.ConvergenceError, match="after 1 Newton steps.*raise the penalty"):
+        minimise(zeroed(logistic()), max_steps=1)
+
+
+def test_single_precision_ends_in_an_error_and_not_in_a_wrong_answer():
+    objective = zeroed(logistic())
+    single = replace(objective, network=objective.network.float(), inputs=objective.inputs.float())
+    with pytest.raises(convex.ConvergenceError, match="float64"):
+        minimise(single, tolerance=1e-12, max_steps=3)
+
+
+# --------------------------------------------------------------------------------- groups
+
+
+def test_neighbours_are_the_nearest_of_all_classes():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(30, 1, 3, 3, generator=generator).double()
+    labels = torch.arange(30) % 3
+    group = convex.draw("neighbours", images, labels, size=7, seed=4)
+    gaps = torch.cdist(images.flatten(1), images.flatten(1)[group[:1]])[:, 0]
+    assert gaps[group].max() < gaps[torch.isin(torch.arange(30), group, invert=True)].min()
+    assert len(labels[group].unique()) > 1
+
+
+def test_groups_of_the_other_kinds():
+    images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
+    coherent = convex.draw("coherent", images, labels, size=5, seed=0, label=1)
+    assert labels[coherent].eq(1).all()
+    drawn = convex.draw("random", images, labels, size=20, seed=0)
+    assert len(drawn.unique()) == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        ("odd", 3, "unknown kind 'odd'"),
+        ("coherent", 11, "size=11 of 10 items of label 1"),
+        ("neighbours", 30, "size=30 of 30 items: give 1 to 29"),
+        ("random", 0, "size=0"),
+    ],
+)
+def test_bad_groups_are_refused(kind: str, size: int, message: str):
+    images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
+    with pytest.raises(ValueError, match=message):
+        convex.draw(kind, images, labels, size=size, seed=0, label=1)
+
+
+def test_sizes_end_where_the_class_ends():
+    assert convex.sizes([0.1, 1, 5, 25], items=200, most=20) == [1, 2, 10]
+    with pytest.raises(ValueError, match="above 0 and below 100"):
+        convex.sizes([1, 100], items=200, most=20)
+
+
+# ----------------------------------------------------------------------------- the control
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lines(tmp_path_factory.mktemp("convex") / "mnist.npz")
+
+
+def spec(path: Path, **changes: object) -> dict:
+    options = {"items": 80, "pool": 7, "l2": 0.05, "labels": [1], "percents": [2.5, 10.0]}
+    return options | {"name": "x", "seed": 0, "data": path, "kind": "random"} | changes
+
+
+def test_the_system_is_the_hessian(small: Path):
+    fitted = convex.fit(data.load(small), items=60, pool=7, l2=0.05, seed=0)
+    v = torch.linspace(-1, 1, len(fitted.system.matrix)).double()
+    product = curvature.hessian_operator(fitted.objective)(v)
+    torch.testing.assert_close(fitted.system.apply(v), product)
+    assert fitted.minimum.gradient_norm <= 1e-8
+
+
+def test_a_run_measures_what_it_says(small: Path):
+    result = convex.run(spec(small))
+    assert [group["size"] for group in result["groups"]] == [2, 8]
+    for group in result["groups"]:
+        errors = {name: row["parameter_error"] for name, row in group["estimates"].items()}
+        assert errors["newton"] < errors["first_order"]
+        assert errors["second_order_third"] < errors["first_order"]
+        assert group["gradient_norm"] <= 1e-8
+        assert group["actual"]["self"] > 0
+        newton = group["estimates"]["newton"]
+        assert newton["cosine"] > 0.99
+        assert newton["self"] == pytest.approx(group["actual"]["self"], rel=0.1)
+        # the triangle inequality ties the error to the norms
+        gap = abs(newton["norm"] - group["actual"]["norm"]) / group["actual"]["norm"]
+        assert gap <= newton["parameter_error"]
+        first, longer = (group["estimates"][name] for name in ("first_order", "first_order_x2"))
+        assert longer["norm"] == pytest.approx(2 * first["norm"])
+        assert longer["linear"] == pytest.approx(2 * first["linear"])
+        # twice the step has the linear part twice and the rest about four times
+        rest = [row["test"] - row["linear"] for row in (first, longer)]
+        assert rest[1] == pytest.approx(4 * rest[0], rel=0.2)
+
+
+def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):
+    task = spec(small, kind="coherent", percents=[2.5, 90.0])
+    rows = convex.table_rows([{"spec": task, "result": convex.run(task), "seconds": 1.0}])
+    assert [row["estimator"] for row in rows] == list(convex.ESTIMATORS)
+    assert {(row["label"], row["size"], row["percent"]) for row in rows} == {(1, 2, 2.5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"items": 201}, "give 2 to 200"), ({"pool": 3}, "pool=3 does not divide 28")],
+)
+def test_bad_fits_are_refused(small: Path, changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        convex.run(spec(small, **changes))

@@ -1,0 +1,213 @@
+"""The ladder: proximal responses against dense minima, and distances against scipy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from influence_tasks import logistic
+from torch import Tensor
+from toys import lines
+
+from unlearnlib.groups import ladder
+from unlearnlib.groups.groups import random_group
+from unlearnlib.groups.ladder import Setting
+from unlearnlib.influence import curvature, influence
+from unlearnlib.influence.solvers import Dense
+from unlearnlib.models import retraining
+
+DAMPING = 0.1
+GROUP = torch.tensor([3, 17, 4, 90, 51, 30, 111, 8])
+
+
+def setting(*, sample: Tensor | None = None) -> Setting:
+    """Prepare a converged convex task, with all items in the sample unless told otherwise."""
+    objective = logistic()
+    order = torch.arange(objective.items)
+    sample = order if sample is None else sample
+    system = Dense(curvature.gauss_newton(objective, index=sample), DAMPING)
+    return Setting(objective, order, sample, system)
+
+
+def minimum(prepared: Setting, *, bregman: bool) -> Tensor:
+    """Minimise a proximal objective as it is defined, over all items, by dense Newton steps."""
+    objective = prepared.objective
+    start = curvature.flatten(objective.network)
+    left = objective.items - len(GROUP)
+    inside = torch.zeros(objective.items).double()
+    inside[GROUP] = 1
+
+    def logits(theta: Tensor) -> Tensor:
+        named = curvature.unflatten(objective.network, theta)
+        return torch.func.functional_call(objective.network, named, (objective.inputs,))
+
+    old = logits(start).log_softmax(1).detach()
+
+    def value(theta: Tensor) -> Tensor:
+        new = logits(theta).log_softmax(1)
+        losses = -new.gather(1, objective.targets[:, None])[:, 0]
+        total = losses @ (1 - inside) + left * objective.l2 / 2 * theta @ theta
+        if bregman:
+            divergence = (old.exp() * (old - new)).sum(1) + objective.l2 / 2 * (
+                theta - start
+            ).square().sum()
+            total = divergence.sum() - (losses + objective.l2 / 2 * theta @ theta) @ inside
+        return total / left + DAMPING / 2 * (theta - start).square().sum()
+
+    theta = start.clone()
+    for _ in range(12):
+        slope = torch.func.grad(value)(theta)
+        theta = theta - torch.linalg.solve(torch.func.hessian(value)(theta), slope)
+    return theta - start
+
+
+def test_the_response_is_the_minimum_of_its_definition():
+    prepared = setting()
+    found = ladder.respond(prepared, GROUP, items=200, iterations=60)
+    expected = minimum(prepared, bregman=True)
+    torch.testing.assert_close(found.delta, expected, rtol=1e-4, atol=1e-6)
+    assert found.gradient_ratio < 1e-4
+
+
+def test_training_near_ends_at_the_minimum_of_its_definition():
+    prepared = setting()
+    objective, expected = prepared.objective, minimum(prepared, bregman=False)
+    kept = influence.without(objective, GROUP)
+    near = ladder.train_near(
+        objective.network, kept.inputs, kept.targets, damping=DAMPING, l2=objective.l2,
+        epochs=300, batch_size=kept.items, learning_rate=0.01, seed=0,
+    )  # fmt: skip
+    moved = curvature.flatten(near) - curvature.flatten(objective.network)
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-2 * expected.norm().item())
+    assert not near.training
+
+
+def test_newton_is_the_first_gauss_newton_step_of_the_response():
+    prepared = setting()
+    newton = ladder.steps(prepared, GROUP)["newton"]["delta"]
+    objective = prepared.objective
+    left = influence.without(objective, GROUP)
+    matrix = curvature.gauss_newton(left) + DAMPING * torch.eye(len(newton)).double()
+    right = curvature.gradient_sum(objective, index=GROUP) / left.items
+    torch.testing.assert_close(newton, torch.linalg.solve(matrix, right), rtol=1e-4, atol=1e-7)
+
+
+def test_the_sample_keeps_gradients_exact():
+    # a response on a sample starts along the exact gradient, whatever the sample
+    whole, part = setting(), setting(sample=torch.arange(0, 200, 2))
+    one = ladder.respond(whole, GROUP, items=200, iterations=60).delta
+    other = ladder.respond(part, GROUP, items=60, iterations=60).delta
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.95
+
+
+def test_curvature_without_a_group_is_positive_definite():
+    prepared = setting(sample=torch.arange(0, 60))
+    group = torch.cat([torch.arange(0, 50), torch.arange(100, 190)])
+    kept = ladder.kept_curvature(prepared, group)
+    basis = torch.eye(len(prepared.system.matrix)).double()
+    matrix = torch.stack([kept.apply(v) for v in basis])
+    expected = curvature.gauss_newton(prepared.objective, index=torch.arange(50, 60))
+    torch.testing.assert_close(matrix, expected + DAMPING * basis)
+    assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_a_group_outside_the_sample_leaves_its_curvature():
+    prepared = setting(sample=torch.arange(0, 60))
+    group = torch.arange(60, 90)
+    assert ladder.kept_curvature(prepared, group) is prepared.system
+    # to all intents the group is then like the rest, for which every estimate is the same
+    found = ladder.steps(prepared, group)
+    for name in ("newton", "second_order"):
+        torch.testing.assert_close(found[name]["delta"], found["first_order"]["delta"])
+
+
+@pytest.mark.parametrize("options", [{"items": 0, "iterations": 5}, {"items": 5, "iterations": 0}])
+def test_an_empty_response_is_refused(options: dict):
+    with pytest.raises(ValueError, match="give at least 1"):
+        ladder.respond(setting(), GROUP, **options)
+
+
+def test_the_sample_is_independent_of_a_random_group_of_its_seed():
+    objective = logistic()
+    prepared = ladder.prepare(
+        objective.network, objective.inputs, objective.targets, l2=0.1, damping=0.1,
+        curvature_items=100, seed=3,
+    )  # fmt: skip
+    group = random_group(objective.items, size=100, seed=3)
+    assert 35 < torch.isin(group, prepared.sample).sum() < 65
+    assert len(prepared.sample.unique()) == 100
+
+
+def test_an_empty_sample_is_refused():
+    objective = logistic()
+    with pytest.raises(ValueError, match="curvature_items=0"):
+        ladder.prepare(
+            objective.network, objective.inputs, objective.targets, l2=0.1, damping=0.1,
+            curvature_items=0, seed=0,
+        )  # fmt: skip
+
+
+def test_a_response_that_is_not_finite_is_refused():
+    prepared = setting()
+    network = prepared.objective.network
+    curvature.assign(network, float("nan") * curvature.flatten(network))
+    with pytest.raises(ladder.SolveError, match="from nan to nan; raise the damping"):
+        ladder.respond(prepared, GROUP, items=50, iterations=1)
+
+
+# ---------------------------------------------------------------------------------- measures
+
+
+def test_logits_are_compared_up_to_a_constant():
+    one = torch.tensor([[1.0, 2.0, 3.0]])
+    assert ladder.logit_distance(one, one + 5) == pytest.approx(0)
+    moved = one + torch.tensor([[3.0, 0.0, -3.0]])
+    assert ladder.logit_distance(one, moved) == pytest.approx(6**0.5)
+
+
+def test_rungs_are_scored_against_the_cold_retraining():
+    labels = torch.arange(6) % 3
+    start, target = torch.zeros(6, 3), torch.randn(6, 3, generator=torch.manual_seed(0))
+    outputs = {"original": start, "cold": target, "newton": 0.5 * target, "far": -target}
+    scores, pairs = ladder.compare(
+        {name: {"self": x, "test": x} for name, x in outputs.items()},
+        {"self": labels, "test": labels},
+    )
+    assert scores["cold"]["item_correlation"] == pytest.approx(1)
+    assert scores["newton"]["item_correlation"] > 0.7 > scores["far"]["item_correlation"]
+    assert scores["original"]["item_correlation"] != scores["original"]["item_correlation"]
+    assert scores["original"]["self_loss"] == pytest.approx(torch.tensor(3.0).log().item())
+    matrix = pairs["distance_self"]
+    assert torch.equal(matrix, matrix.T)
+    assert matrix[0, 2] == pytest.approx(ladder.logit_distance(start, 0.5 * target))
+
+
+# ----------------------------------------------------------------------------------- a climb
+
+
+def test_a_climb_reaches_every_rung(tmp_path: Path):
+    source = lines(tmp_path / "mnist.npz")
+    recipe = {"epochs": 3, "batch_size": 20, "learning_rate": 0.01, "l2": 0.001}
+    base = recipe | {"seed": 0, "data": source, "model": "compact", "width": 0.25}
+    request = {"mode": "coherent", "label": 1, "size": 8, "seed": 0}
+    files = {name: tmp_path / f"{name}.pt" for name in ("original", "cold_0", "warm_0")}
+    changes = {"original": {}, "cold_0": {"group": request}}
+    changes["warm_0"] = {"group": request, "start": files["original"]}
+    for name, path in files.items():
+        result = retraining.run(base | changes[name])
+        torch.save({"key": "", "spec": {}, "seconds": 1.0, "result": result}, path)
+    spec = {"name": "x", "seed": 0, "data": source, "groups": [request]} | files
+    spec |= {"l2": 0.001, "damping": 0.05, "curvature_items": 60}
+    spec |= {"proximal_items": 40, "iterations": 4}
+    spec |= {"proximal_epochs": 1, "batch_size": 20, "learning_rate": 0.01}
+    record = {"spec": spec, "result": ladder.run(spec), "seconds": 1.0}
+    rows = {row["rung"]: row for row in ladder.table_rows([record], items=200)}
+    assert tuple(rows) == ladder.RUNGS
+    assert rows["cold"]["divergence_test_to_cold"] == pytest.approx(0, abs=1e-9)
+    assert rows["cold"]["percent"] == 4
+    pairs = record["result"]["groups"][0]["pairs"]["divergence_test"]
+    assert rows["pbrf"]["divergence_test_to_next"] == pytest.approx(pairs[4, 5].item())
+    assert rows["original"]["shift"] == 0
+    for rung in ("pbrf", "newton", "second_order", "first_order"):
+        assert rows[rung]["self_loss"] > rows["original"]["self_loss"]
+    again = ladder.run(spec)["groups"][0]["rungs"]["pbrf"]["shift"]
+    assert again == rows["pbrf"]["shift"]

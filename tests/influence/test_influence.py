@@ -1,0 +1,435 @@
+"""Influence estimators: exact on ridge regression, near exact retraining on logistic regression."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from influence_tasks import (
+    EXACT,
+    dense_hessian,
+    design,
+    logistic,
+    newton_minimum,
+    removal_weights,
+    ridge,
+    ridge_minimum,
+    small_net,
+)
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.func import jacfwd, jacrev
+
+from unlearnlib.influence import curvature, influence
+from unlearnlib.influence.curvature import Objective
+from unlearnlib.influence.influence import estimate
+from unlearnlib.influence.solvers import Dense, MatrixFree, SolveError
+
+GROUP = torch.tensor([3, 17, 4, 21, 9, 30, 11])
+MASK = torch.arange(12) % 3 == 1
+
+
+def close(actual: Tensor, expected: Tensor, *, tolerance: float = EXACT) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def systems(objective: Objective, *, damping: float = 0.0) -> list:
+    """Give the same system in every form: dense, by product, by product with preconditioner."""
+    dense = Dense(curvature.gauss_newton(objective), damping)
+    options = {"damping": damping, "tolerance": 1e-12}
+    return [
+        dense,
+        MatrixFree(curvature.hessian_operator(objective), **options),
+        MatrixFree(
+            curvature.gauss_newton_operator(objective), preconditioner=dense.inverse, **options
+        ),
+    ]
+
+
+def change(objective: Objective, group: Tensor) -> Tensor:
+    """Retrain exactly without the group, and return by how much the parameters change."""
+    weights = removal_weights(objective.items, group, 1.0)
+    return newton_minimum(objective, weights) - curvature.flatten(objective.network)
+
+
+def draw(items: int, size: int, seed: int) -> Tensor:
+    return torch.randperm(items, generator=torch.Generator().manual_seed(seed))[:size]
+
+
+# ------------------------------------------------------------------------ ridge regression
+
+
+def ridge_pieces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute by numpy the Hessians over S and U (mean, with penalty) and g_U, weights first."""
+    objective = ridge()
+    x, group = design(objective).numpy(), GROUP.numpy()
+    theta = curvature.flatten(objective.network).numpy()
+    weights = np.vstack([theta[:10].reshape(2, 5).T, theta[10:]])
+    errors = x @ weights - objective.targets.numpy()
+    gradient = x[group].T @ errors[group] + len(group) * 0.1 * weights
+    of_all, of_group = (rows.T @ rows / len(rows) + 0.1 * np.eye(6) for rows in (x, x[group]))
+    return of_all, of_group, gradient
+
+
+def flat(matrix: np.ndarray) -> Tensor:
+    """Flatten [6, 2] coefficients as the network does: weight [2, 5], then bias [2]."""
+    return torch.from_numpy(np.concatenate([matrix[:5].T.reshape(-1), matrix[5]]))
+
+
+@pytest.mark.parametrize("form", [0, 1, 2])
+def test_ridge_first_order_is_its_closed_form(form: int):
+    objective = ridge()
+    hessian, _, gradient = ridge_pieces()
+    update = estimate("first_order", objective, GROUP, systems(objective)[form])
+    close(update.delta, flat(np.linalg.solve(hessian, gradient) / 33))
+    assert update.residual < 1e-11
+
+
+@pytest.mark.parametrize("form", [0, 1, 2])
+def test_ridge_newton_is_exact_retraining(form: int):
+    objective = ridge()
+    update = estimate("newton", objective, GROUP, systems(objective)[form])
+    retrained = ridge_minimum(objective, removal_weights(40, GROUP, 1.0))
+    close(update.delta, retrained - curvature.flatten(objective.network))
+    assert update.delta.norm() > 0.1
+
+
+@pytest.mark.parametrize("form", [0, 1, 2])
+def test_ridge_second_order_is_the_taylor_polynomial_of_the_exact_path(form: int):
+    objective = ridge()
+
+    def path(s: Tensor) -> Tensor:
+        return ridge_minimum(objective, removal_weights(40, GROUP, s))
+
+    start = torch.tensor(0.0).double()
+    taylor = jacrev(path)(start) + jacfwd(jacrev(path))(start) / 2
+    for third in (False, True):
+        update = estimate("second_order", objective, GROUP, systems(objective)[form], third=third)
+        close(update.delta, taylor)
+    assert len(update.solutions) == 2
+
+
+def test_ridge_second_order_has_the_published_coefficients():
+    objective, (hessian, of_group, gradient) = ridge(), ridge_pieces()
+    share, first = 7 / 40, np.linalg.solve(hessian, gradient)
+    second = np.linalg.solve(hessian, 7 * of_group @ first)
+    published = ((1 - 2 * share) / 40 * first + second / 40**2) / (1 - share) ** 2
+    update = estimate("second_order", objective, GROUP, systems(objective)[0])
+    close(update.delta, flat(published))
+
+
+def test_the_convention_of_2017_is_one_over_n():
+    objective, (hessian, _, gradient) = ridge(), ridge_pieces()
+    update = influence.first_order(
+        curvature.gradient_sum(objective, index=GROUP),
+        systems(objective)[0],
+        items=40,
+        removed=7,
+        renormalise=False,
+    )
+    close(update.delta, flat(np.linalg.solve(hessian, gradient) / 40))
+
+
+def test_without_the_penalty_in_the_gradient_newton_is_not_retraining():
+    objective = ridge()
+    bare = curvature.gradient_sum(replace(objective, l2=0.0), index=GROUP)
+    of_group = curvature.gauss_newton(objective, index=GROUP)
+    kept = influence.kept_system(systems(objective)[0], of_group, items=40, removed=7)
+    exact = influence.newton(
+        bare + 7 * 0.1 * curvature.flatten(objective.network), kept, items=40, removed=7
+    )
+    close(exact.delta, change(objective, GROUP))
+    wrong = influence.newton(bare, kept, items=40, removed=7)
+    assert (wrong.delta - exact.delta).norm() > 0.05 * exact.delta.norm()
+
+
+@pytest.mark.parametrize("form", [0, 1, 2])
+def test_ridge_estimates_over_a_subset_are_their_closed_forms(form: int):
+    objective, system = ridge(), systems(ridge())[form]
+    matrix = dense_hessian(objective).numpy()
+    gradient = curvature.gradient_sum(objective, index=GROUP).numpy() / 33
+    mask = MASK.numpy()
+    block = np.linalg.solve(matrix[mask][:, mask], gradient[mask])
+    squares = np.linalg.lstsq(matrix[:, mask], gradient, rcond=None)[0]
+    expected = {"pif": np.linalg.solve(matrix, gradient)[mask], "fif": block, "gif": squares}
+    for name, values in expected.items():
+        update = estimate(name, objective, GROUP, system, mask=MASK)
+        close(update.delta[MASK], torch.from_numpy(values))
+        assert not update.delta[~MASK].any()
+    assert not np.allclose(block, squares, rtol=0.01)
+
+
+def test_fif_is_the_first_order_change_of_the_minimum_over_the_subset():
+    objective = ridge()
+    theta = curvature.flatten(objective.network)
+    hessian = dense_hessian(objective)
+
+    def path(s: Tensor) -> Tensor:
+        weights = removal_weights(40, GROUP, s)
+        moved = influence.apply_update(objective.network, 0 * theta)
+        rows = curvature.item_gradients(replace(objective, network=moved))
+        slope = (weights[:, None] * rows).sum(0) / 40
+        return theta[MASK] - torch.linalg.solve(hessian[MASK][:, MASK], slope[MASK])
+
+    derivative = (path(1e-4) - path(-1e-4)) / 2e-4
+    update = estimate("fif", objective, GROUP, systems(objective)[0], mask=MASK)
+    close(update.delta[MASK], derivative)
+
+
+@pytest.mark.parametrize("name", ["pif", "fif", "gif"])
+def test_over_all_parameters_they_are_first_order(name: str):
+    objective = ridge()
+    everything = torch.ones(12, dtype=torch.bool)
+    for system in systems(objective, damping=0.03):
+        update = estimate(name, objective, GROUP, system, mask=everything)
+        close(update.delta, estimate("first_order", objective, GROUP, system).delta)
+
+
+def test_damping_is_the_minimum_held_near_the_start():
+    # a proximal term δ/2 ‖θ - θ̂‖² on both objectives: exact for a quadratic loss
+    objective, damping = ridge(), 0.5
+    theta = curvature.flatten(objective.network)
+    kept = influence.without(objective, GROUP)
+    slope = curvature.gradient_sum(kept) / kept.items
+    held = -torch.linalg.solve(dense_hessian(kept) + damping * torch.eye(12).double(), slope)
+    for system in systems(objective, damping=damping):
+        close(estimate("newton", objective, GROUP, system).delta, held)
+    assert held.norm() < change(objective, GROUP).norm()
+    assert theta.norm() > 0
+
+
+def test_damped_second_order_is_exact_for_a_group_like_the_rest():
+    # U holds each item of its complement's pattern once, so that both curvatures are equal
+    part = ridge(20)
+    objective = replace(
+        part,
+        inputs=torch.cat([part.inputs] * 2),
+        targets=torch.cat([part.targets, part.targets + 1]),
+    )
+    network = influence.apply_update(part.network, torch.zeros(12))
+    curvature.assign(network, ridge_minimum(objective, torch.ones(40).double()))
+    objective, group = replace(objective, network=network), torch.arange(20, 40)
+    for system in systems(objective, damping=0.2):
+        newton = estimate("newton", objective, group, system).delta
+        assert newton.norm() > 0.1
+        close(estimate("second_order", objective, group, system).delta, newton)
+        close(estimate("first_order", objective, group, system).delta, newton)
+
+
+def test_newton_from_an_unfinished_training_reaches_the_minimum():
+    objective = ridge()
+    network = influence.apply_update(objective.network, torch.ones(12).double())
+    moved = replace(objective, network=network)
+    kept = Dense(dense_hessian(influence.without(moved, GROUP)))
+    update = influence.newton(
+        curvature.gradient_sum(moved, index=GROUP),
+        kept,
+        items=40,
+        removed=7,
+        training_gradient=curvature.gradient_sum(moved),
+    )
+    retrained = ridge_minimum(objective, removal_weights(40, GROUP, 1.0))
+    close(curvature.flatten(influence.apply_update(network, update.delta)), retrained)
+
+
+def test_a_dense_group_matrix_and_its_product_give_the_same_step():
+    objective, sizes = small_net(), {"items": 30, "removed": 7}
+    group = GROUP % 30
+    gradient = curvature.gradient_sum(objective, index=group.unique())
+    system = Dense(curvature.gauss_newton(objective), damping=0.1)
+    matrix = curvature.gauss_newton(objective, index=group)
+    dense = influence.kept_system(system, matrix, **sizes)
+    free = influence.kept_system(system, lambda v: matrix @ v + 0.1 * v, **sizes)
+    assert isinstance(free, MatrixFree)
+    direct, iterated = (influence.newton(gradient, s, **sizes) for s in (dense, free))
+    close(iterated.delta, direct.delta, tolerance=1e-5)
+    assert 1 < iterated.iterations < 40
+
+
+# -------------------------------------------------------------------- logistic regression
+
+
+@pytest.fixture(scope="module")
+def convex() -> tuple[Objective, Dense]:
+    objective = logistic()
+    return objective, Dense(curvature.gauss_newton(objective))
+
+
+def test_logistic_second_order_is_the_taylor_polynomial_only_with_the_third_derivative(convex):
+    objective, system = convex
+    group = torch.arange(0, 60, 3)
+
+    def path(s: Tensor) -> Tensor:
+        return newton_minimum(objective, removal_weights(200, group, s), steps=3)
+
+    start = torch.tensor(0.0).double()
+    slope, bend = jacrev(path)(start), jacfwd(jacrev(path))(start)
+    close(estimate("first_order", objective, group, system).delta, slope)
+    whole = estimate("second_order", objective, group, system, kind="hessian", third=True)
+    close(whole.delta, slope + bend / 2)
+    published = estimate("second_order", objective, group, system, kind="hessian")
+    missing = (published.delta - slope - bend / 2).norm()
+    assert missing > 0.1 * (bend / 2).norm()
+
+
+def errors(convex, group: Tensor) -> dict[str, float]:
+    objective, system = convex
+    exact = change(objective, group)
+    estimates = {
+        name: estimate(name, objective, group, system).delta
+        for name in ("first_order", "newton", "second_order")
+    }
+    full = estimate("second_order", objective, group, system, third=True)
+    estimates["with_third"] = full.delta
+    return {name: ((d - exact).norm() / exact.norm()).item() for name, d in estimates.items()}
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, 0.01), (10, 0.03), (40, 0.1)])
+def test_newton_is_nearly_exact_on_logistic_regression(convex, size: int, most: float):
+    found = errors(convex, draw(200, size, size))
+    assert found["newton"] < most
+    assert found["newton"] < found["first_order"]
+
+
+@pytest.mark.parametrize("size", [10, 20, 50])
+def test_second_order_with_the_third_derivative_is_nearer_than_first_for_every_group(
+    convex, size: int
+):
+    for seed in range(3):
+        for group in (draw(200, size, seed), 3 * draw(66, size, seed)):
+            found = errors(convex, group)
+            assert found["with_third"] < found["first_order"]
+
+
+def test_the_published_second_order_is_nearer_on_average_but_not_for_every_group(convex):
+    found = [errors(convex, 3 * draw(66, size, seed)) for size in (20, 50) for seed in range(3)]
+    mean = {name: np.mean([each[name] for each in found]) for name in found[0]}
+    assert mean["second_order"] < 0.7 * mean["first_order"]
+    # the third derivative that it drops is of the order of what it adds
+    assert found[0]["second_order"] > found[0]["first_order"] > 4 * found[0]["with_third"]
+
+
+def test_first_order_ranks_groups_as_exact_retraining_does(convex):
+    objective, system = convex
+    groups = [draw(200, 2 + 2 * seed, seed) for seed in range(25)]
+    pairs = {"first_order": [], "newton": []}
+    for group in groups:
+        exact = change(objective, group)
+        slope = curvature.gradient_sum(objective, index=group)
+        for name, found in pairs.items():
+            delta = estimate(name, objective, group, system).delta
+            found.append(((slope @ delta).item(), (slope @ exact).item()))
+    for name, least in (("first_order", 0.95), ("newton", 0.99)):
+        predicted, actual = zip(*pairs[name], strict=True)
+        assert spearmanr(predicted, actual).statistic >= least
+    assert np.polyfit(*zip(*pairs["newton"], strict=True), 1)[0] == pytest.approx(1, abs=0.05)
+
+
+def test_removal_raises_the_loss_of_the_group_and_lowers_that_of_the_rest(convex):
+    objective, system = convex
+    group = torch.arange(0, 60, 3)
+    for name in ("first_order", "newton", "second_order"):
+        delta = estimate(name, objective, group, system).delta
+        moved = replace(objective, network=influence.apply_update(objective.network, delta))
+        kept, kept_before = (influence.without(o, group) for o in (moved, objective))
+        before = curvature.mean_loss(objective, index=group)
+        assert curvature.mean_loss(moved, index=group) > before
+        assert curvature.mean_loss(kept) < curvature.mean_loss(kept_before)
+
+
+# -------------------------------------------------------------------------- small network
+
+
+def test_conjugate_gradients_agree_with_the_dense_solve_on_a_net():
+    objective, group = small_net(), torch.tensor([1, 5, 8, 20])
+    dense = Dense(curvature.gauss_newton(objective), damping=0.05)
+    free = MatrixFree(curvature.gauss_newton_operator(objective), damping=0.05)
+    mask = torch.arange(88) % 4 == 0
+    for name in influence.ESTIMATORS:
+        options = {"mask": mask} if name in influence.PARTIAL else {}
+        expected = estimate(name, objective, group, dense, **options)
+        update = estimate(name, objective, group, free, **options)
+        assert (update.delta - expected.delta).norm() <= 1e-4 * expected.delta.norm()
+        assert 0 < update.residual <= 1e-6
+        assert update.iterations > 0
+
+
+def test_an_indefinite_hessian_asks_for_damping():
+    objective = small_net()
+    lowest = torch.linalg.eigvalsh(dense_hessian(objective)).min().item()
+    assert lowest < 0
+    free = MatrixFree(curvature.hessian_operator(objective))
+    with pytest.raises(SolveError, match=r"not positive definite.*raise the damping"):
+        estimate("first_order", objective, torch.tensor([1, 2]), free)
+    estimate("first_order", objective, torch.tensor([1, 2]), replace(free, damping=0.1 - lowest))
+
+
+# ---------------------------------------------------------------------------------- updates
+
+
+def test_an_update_moves_a_copy():
+    network = small_net().network
+    before = curvature.flatten(network)
+    delta = torch.arange(88.0).double()
+    moved = influence.apply_update(network, delta, scale=0.25)
+    close(curvature.flatten(moved), before + delta / 4)
+    close(curvature.flatten(network), before)
+    assert torch.equal(moved[1].running_mean, network[1].running_mean)
+    assert not moved.training
+    assert next(moved.parameters()).data_ptr() != next(network.parameters()).data_ptr()
+
+
+def test_a_wrong_update_is_refused():
+    network, delta = small_net().network, torch.ones(88)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 88 parameters"):
+        influence.apply_update(network, torch.ones(3))
+    with pytest.raises(ValueError, match=r"scale nan.*finite scale"):
+        influence.apply_update(network, delta, scale=float("nan"))
+    with pytest.raises(ValueError, match=r"not finite.*raise the damping"):
+        influence.apply_update(network, delta * float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (torch.empty(0, dtype=torch.long), "group is empty"),
+        (torch.zeros(40, dtype=torch.bool), "group is empty"),
+        (torch.arange(40), "group of 40 leaves nothing of 40"),
+        (torch.arange(50), "group of 50 leaves nothing of 40"),
+        (torch.tensor([3, 3]), "more than once"),
+        (torch.tensor([40]), "reaches from 40"),
+        (torch.tensor([-1]), "reaches from -1"),
+        (torch.tensor([1.0]), "float32"),
+        (torch.ones(5, dtype=torch.bool), r"mask of shape \(5,\) for 40"),
+    ],
+)
+def test_a_wrong_group_is_refused(group: Tensor, message: str):
+    objective = ridge()
+    with pytest.raises(ValueError, match=rf"{message}.*from 0 to 39"):
+        estimate("newton", objective, group, systems(objective)[0])
+    with pytest.raises(ValueError, match=message):
+        influence.without(objective, group)
+
+
+def test_a_wrong_estimator_mask_or_size_is_refused():
+    objective, system = ridge(), systems(ridge())[0]
+    with pytest.raises(ValueError, match=r"'lissa'.*first_order.*gif"):
+        estimate("lissa", objective, GROUP, system)
+    with pytest.raises(ValueError, match=r"'gif' with mask=none"):
+        estimate("gif", objective, GROUP, system)
+    with pytest.raises(ValueError, match=r"'newton' with mask=given"):
+        estimate("newton", objective, GROUP, system, mask=MASK)
+    with pytest.raises(ValueError, match="true for at least one parameter"):
+        estimate("pif", objective, GROUP, system, mask=MASK & False)
+    with pytest.raises(ValueError, match="unknown curvature 'fisher'"):
+        estimate("newton", objective, GROUP, system, kind="fisher")
+    for removed in (0, 40, 41):
+        with pytest.raises(ValueError, match=rf"group of {removed} of 40 items"):
+            influence.first_order(torch.ones(12).double(), system, items=40, removed=removed)
+
+
+def test_no_damping_on_a_singular_matrix_is_refused():
+    objective = replace(ridge(), l2=0.0, inputs=torch.ones(40, 5).double())
+    system = Dense(curvature.gauss_newton(objective))
+    with pytest.raises(SolveError, match=r"singular.*damping 0;.*raise the damping"):
+        estimate("first_order", objective, GROUP, system)

@@ -1,0 +1,166 @@
+"""Solvers: answers agree with dense algebra, and what is no answer is refused."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from tolerances import RTOL
+from torch import Tensor
+
+from unlearnlib.influence import solvers
+from unlearnlib.influence.solvers import Dense, MatrixFree, SolveError, conjugate_gradient
+
+
+def positive(size: int = 30, *, condition: float = 1e3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q
+    return basis * torch.logspace(0, -np.log10(condition), size).double() @ basis.T
+
+
+def right(size: int = 30, *, seed: int = 1) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_a_dense_solve_is_scipys():
+    matrix, b = positive(), right()
+    solution = Dense(matrix, damping=0.01).solve(b)
+    expected = scipy.linalg.solve(matrix.numpy() + 0.01 * np.eye(30), b.numpy(), assume_a="pos")
+    torch.testing.assert_close(solution.x, torch.from_numpy(expected), rtol=1e-9, atol=0)
+    assert solution.residual < 1e-12
+    assert solution.converged
+    assert solution.iterations == 0
+
+
+def test_columns_are_solved_together():
+    matrix = positive()
+    columns = torch.stack([right(seed=1), right(seed=2), torch.zeros(30).double()], 1)
+    solution = Dense(matrix).solve(columns)
+    torch.testing.assert_close(matrix @ solution.x, columns, rtol=1e-9, atol=1e-12)
+    assert solution.x[:, 2].abs().max() == 0
+
+
+def test_the_matrix_is_factored_once_for_all_groups(monkeypatch: pytest.MonkeyPatch):
+    calls, factor = [], solvers.cholesky
+    monkeypatch.setattr(solvers, "cholesky", lambda *a, **k: calls.append(1) or factor(*a, **k))
+    system = Dense(positive(), damping=0.01)
+    for seed in range(3):
+        system.solve(right(seed=seed))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_conjugate_gradients_agree_with_the_dense_solve(preconditioned: bool):
+    matrix, b = positive(), right()
+    near = Dense(matrix + 0.02 * positive(seed=5), damping=0.01)
+    system = MatrixFree(
+        lambda v: matrix @ v, 0.01, near.inverse if preconditioned else None, tolerance=1e-8
+    )
+    solution = system.solve(b)
+    expected = Dense(matrix, damping=0.01).solve(b).x
+    assert (solution.x - expected).norm() <= 1e-4 * expected.norm()
+    assert solution.residual <= 1e-8
+    actual = (b - system.apply(solution.x)).norm() / b.norm()
+    assert solution.residual == pytest.approx(actual.item(), rel=1e-6)
+
+
+def test_a_preconditioner_saves_iterations():
+    matrix, b = positive(condition=1e5), right()
+    near = Dense(matrix + 1e-6 * torch.eye(30).double())
+    plain = conjugate_gradient(lambda v: matrix @ v, b)
+    helped = conjugate_gradient(lambda v: matrix @ v, b, preconditioner=near.inverse)
+    assert helped.iterations < plain.iterations / 4
+
+
+def test_a_perfect_preconditioner_needs_one_iteration():
+    matrix = positive()
+    inverse = Dense(matrix).inverse
+    assert conjugate_gradient(lambda v: matrix @ v, right(), preconditioner=inverse).iterations == 1
+
+
+def test_the_residual_reported_is_the_true_one_in_single_precision():
+    matrix, b = positive(condition=1e4), right()
+    single = matrix.float()
+    solution = conjugate_gradient(lambda v: (single @ v.float()).double(), b, tolerance=1e-4)
+    assert (b - matrix @ solution.x).norm() / b.norm() <= 2e-4
+
+
+def test_no_right_hand_side_needs_no_iteration():
+    solution = conjugate_gradient(lambda v: v, torch.zeros(4))
+    assert (solution.iterations, solution.residual) == (0, 0.0)
+    assert not solution.x.any()
+
+
+def test_blocks_and_normal_matrices_are_those_of_the_damped_matrix():
+    matrix, mask = positive(), torch.arange(30) % 3 == 0
+    damped = matrix + 0.1 * torch.eye(30).double()
+    block, normal = damped[mask][:, mask], damped[:, mask].T @ damped[:, mask]
+    near = Dense(matrix, damping=0.2)
+    for system in (Dense(matrix, 0.1), MatrixFree(lambda v: matrix @ v, 0.1, near.inverse)):
+        for part, expected in ((system.block(mask), block), (system.normal(mask), normal)):
+            v = right(10)
+            torch.testing.assert_close(part.apply(v), expected @ v, rtol=1e-9, atol=1e-12)
+            x = torch.linalg.solve(expected, v)
+            torch.testing.assert_close(part.solve(v).x, x, rtol=RTOL, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+def test_a_singular_matrix_needs_damping():
+    thin = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)).double()
+    matrix = thin @ thin.T
+    with pytest.raises(SolveError, match=r"singular.*damping 0;.*raise the damping"):
+        Dense(matrix).solve(right())
+    assert Dense(matrix, damping=1e-3).solve(right()).residual < 1e-6
+
+
+@pytest.mark.parametrize("rank", range(1, 30, 4))
+def test_rounding_does_not_hide_a_singular_matrix(rank: int):
+    thin = torch.randn(30, rank, generator=torch.Generator().manual_seed(rank)).double()
+    with pytest.raises(SolveError, match="singular"):
+        Dense(thin @ thin.T).solve(right())
+
+
+def test_indefinite_curvature_is_refused():
+    matrix = positive() - 0.2 * torch.eye(30).double()
+    with pytest.raises(SolveError, match=r"singular or indefinite.*raise the damping"):
+        Dense(matrix).solve(right())
+    with pytest.raises(SolveError, match=r"curvature is not positive definite.*raise the damping"):
+        MatrixFree(lambda v: matrix @ v).solve(right())
+    with pytest.raises(SolveError, match="the preconditioner is not positive definite"):
+        conjugate_gradient(lambda v: v, right(), preconditioner=lambda r: -r)
+
+
+def test_an_unconverged_solve_is_refused_with_its_residual():
+    matrix = positive(condition=1e6)
+    with pytest.raises(SolveError, match=r"residual of \S+ after 5 iterations.*damping"):
+        MatrixFree(lambda v: matrix @ v, max_iterations=5).solve(right())
+
+
+def test_a_tolerance_beyond_the_precision_ends():
+    single = positive(condition=1e6).float()
+    with pytest.raises(SolveError, match="after 100 iterations"):
+        conjugate_gradient(
+            lambda v: (single @ v.float()).double(), right(), tolerance=1e-13, max_iterations=100
+        )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad: float):
+    b = right()
+    b[3] = bad
+    with pytest.raises(SolveError, match=r"right-hand side .*not finite"):
+        conjugate_gradient(lambda v: v, b)
+    with pytest.raises(SolveError, match=r"right-hand side .*not finite"):
+        Dense(positive()).solve(b)
+    with pytest.raises(SolveError, match=r"matrix .*not finite"):
+        Dense(positive() * bad).solve(right())
+    with pytest.raises(SolveError, match=r"curvature .*not finite.*raise the damping"):
+        MatrixFree(lambda v: v * bad).solve(right())
+
+
+def test_embed_and_restrict_are_each_others_inverse():
+    mask = torch.tensor([True, False, True])
+    values = torch.tensor([2.0, 5.0])
+    assert solvers.embed(values, mask).tolist() == [2, 0, 5]
+    assert solvers.restrict(lambda v: 3 * v, mask)(values).tolist() == [6, 15]

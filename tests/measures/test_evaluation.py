@@ -1,0 +1,64 @@
+"""Evaluation: every model that a run left meets the test split, and only that."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from toys import lines, record
+
+from unlearnlib.data import data
+from unlearnlib.measures import evaluation
+from unlearnlib.models import models, training
+from unlearnlib.zero_shot import gkt
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return lines(tmp_path / "mnist.npz")
+
+
+def network(dataset: Path, *, epochs: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    found = models.build("lenet5", width=0.5)
+    recipe = {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.0, "seed": 0}
+    training.fit(found, *data.split(data.load(dataset), "train"), epochs=epochs, **recipe)
+    return found.eval()
+
+
+def expected(found: torch.nn.Module, dataset: Path) -> np.ndarray:
+    stored = np.load(dataset)
+    images = torch.tensor(stored["test_images"] / 255, dtype=torch.float32).unsqueeze(1)
+    predicted = found(images).argmax(1)
+    return confusion_matrix(stored["test_labels"], predicted, labels=range(10))
+
+
+def test_all_models_of_a_run_are_counted_on_the_test_split(dataset: Path, tmp_path: Path):
+    early, late = network(dataset, epochs=1), network(dataset, epochs=4)
+    snapshots = [
+        {"pseudo_batch": 5, "model": gkt.half(early)},
+        {"pseudo_batch": 10, "model": gkt.half(late)},
+    ]
+    path = record(tmp_path / "run.pt", late, restored=models.pack(early), snapshots=snapshots)
+    result = evaluation.run({"run": path, "data": dataset})
+    assert result["pseudo_batches"] == [5, 10]
+    assert not np.array_equal(expected(early, dataset), expected(late, dataset))
+    np.testing.assert_array_equal(result["final"], expected(late, dataset))
+    np.testing.assert_array_equal(result["models"]["restored"], expected(early, dataset))
+    for found, snapshot in zip(result["curve"], snapshots, strict=True):
+        narrow = models.unpack(snapshot["model"]).eval()
+        np.testing.assert_array_equal(found, expected(narrow, dataset))
+        assert found.sum() == 30
+
+
+def test_a_run_with_one_model_has_no_curve(dataset: Path, tmp_path: Path):
+    path = record(tmp_path / "run.pt", network(dataset, epochs=1))
+    result = evaluation.run({"run": path, "data": dataset})
+    assert result["models"] == {}
+    assert result["curve"] == result["pseudo_batches"] == []
+
+
+def test_a_run_that_is_absent_is_named(dataset: Path, tmp_path: Path):
+    with pytest.raises(models.CheckpointError, match=r"run\.pt does not exist"):
+        evaluation.run({"run": tmp_path / "run.pt", "data": dataset})

@@ -1,0 +1,70 @@
+"""Relearning on a copy, and its summary numbers."""
+
+import math
+
+import pytest
+import torch
+from toys import states_equal, stripes, taught, tiny
+
+from unlearnlib.measures import relearning
+
+OPTIONS = {"steps": 12, "batch_size": 16, "learning_rate": 0.02, "seed": 0}
+
+
+def parts() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    images, labels = stripes(64)
+    gone = labels == 0
+    return (images[gone], labels[gone]), (images[~gone], labels[~gone])
+
+
+def test_a_model_that_knows_needs_no_step_and_a_fresh_one_some(monkeypatch: pytest.MonkeyPatch):
+    knowing, fresh = taught(monkeypatch), tiny(monkeypatch, seed=1)
+    curves = [relearning.relearning_curve(n, *parts(), **OPTIONS) for n in (knowing, fresh)]
+    times = [relearning.relearn_time(curve, until=95) for curve in curves]
+    assert times[0] == 0 < times[1]
+    assert len(curves[0]) == 13
+    assert relearning.goal(knowing, parts()[0]) == pytest.approx(0.95 * curves[0][0])
+
+
+def test_learning_again_ends_where_the_accuracy_is_back(monkeypatch: pytest.MonkeyPatch):
+    whole = relearning.relearning_curve(tiny(monkeypatch, seed=1), *parts(), **OPTIONS)
+    short = relearning.relearning_curve(tiny(monkeypatch, seed=1), *parts(), **OPTIONS, until=80)
+    assert short == whole[: len(short)]
+    assert len(short) < len(whole)
+    assert short[-1] >= 80 > max(short[:-1])
+
+
+def test_the_model_itself_stays_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    network, before = tiny(monkeypatch), tiny(monkeypatch)
+    relearning.relearning_curve(network, *parts(), **OPTIONS)
+    assert states_equal(network, before)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_retained_items_keep_a_model_from_saying_one_class_always(monkeypatch: pytest.MonkeyPatch):
+    forgotten, retained = parts()
+    network = taught(monkeypatch)
+    found = relearning.relearning_curve(network, retained, forgotten, **OPTIONS)
+    assert found[-1] > 90
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"), [([0, 50, 94, 95, 99], 3), ([97, 20], 0), ([0, 10, 94.9], math.inf)]
+)
+def test_relearn_time_is_the_first_step_within_the_margin(curve: list[float], expected: float):
+    assert relearning.relearn_time(curve, until=95) == expected
+
+
+def test_anamnesis_index_is_a_ratio_with_a_cap():
+    assert relearning.anamnesis_index(3, 12, cap=50) == 0.25
+    assert relearning.anamnesis_index(math.inf, 25, cap=50) == 2
+    assert relearning.anamnesis_index(math.inf, math.inf, cap=50) == 1
+    with pytest.raises(ValueError, match="not defined"):
+        relearning.anamnesis_index(3, 0, cap=50)
+
+
+def test_nothing_to_learn_from_is_refused(monkeypatch: pytest.MonkeyPatch):
+    forgotten, retained = parts()
+    empty = forgotten[0][:0], forgotten[1][:0]
+    with pytest.raises(ValueError, match="no forgotten or no retained items"):
+        relearning.relearning_curve(tiny(monkeypatch), empty, retained, **OPTIONS)

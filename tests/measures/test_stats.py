@@ -1,0 +1,146 @@
+"""Summaries: intervals against scipy, and no interval where there is nothing to tell it from."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from unlearnlib.measures import stats
+
+VALUES = [97.1, 96.2, 98.4, 97.7]
+
+
+@pytest.mark.parametrize("level", [0.95, 0.5])
+@pytest.mark.parametrize("count", [2, 4])
+def test_mean_interval_is_students(count: int, level: float):
+    chosen = VALUES[:count]
+    expected = scipy.stats.t.interval(
+        level, count - 1, loc=np.mean(chosen), scale=scipy.stats.sem(chosen)
+    )
+    mean, *interval = stats.mean_interval(chosen, level=level)
+    assert mean == pytest.approx(np.mean(chosen))
+    assert interval == pytest.approx(expected)
+
+
+def test_the_level_is_95_percent():
+    assert stats.mean_interval(VALUES) == stats.mean_interval(VALUES, level=0.95)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_repeat_has_no_interval():
+    mean, low, high = stats.mean_interval([97.1])
+    assert mean == 97.1
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_equal_repeats_have_an_interval_of_no_width():
+    assert stats.mean_interval([2.0, 2.0, 2.0]) == pytest.approx((2, 2, 2))
+
+
+def test_no_repeats_are_an_error():
+    with pytest.raises(ValueError, match="no repeats to summarise; run at least one seed"):
+        stats.mean_interval([])
+
+
+def test_summarise_keeps_the_order_of_rows_and_leaves_gaps_out():
+    table = pd.DataFrame(
+        {
+            "method": ["retrain", "gkt", "gkt", "noise", "retrain", "gkt"],
+            "accuracy": [99.0, 97.0, 95.0, math.nan, 98.0, math.nan],
+            "seed": [0, 0, 1, 0, 1, 2],
+        }
+    )
+    found = stats.summarise(table, by="method", value="accuracy")
+    assert list(found.index) == ["retrain", "gkt", "noise"]
+    assert list(found.columns) == ["mean", "low", "high", "n"]
+    assert found["n"].to_list() == [2, 2, 0]
+    half = scipy.stats.t.ppf(0.975, 1) * scipy.stats.sem([99, 98])
+    assert found.loc["retrain"].to_list() == pytest.approx([98.5, 98.5 - half, 98.5 + half, 2])
+    assert found.loc["gkt", "mean"] == 96
+    assert found.loc["noise", ["mean", "low", "high"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "digits", "expected"),
+    [
+        ((97.123, 96.723, 97.523), 2, "97.12 ± 0.40"),
+        ((97.123, 96.723, 97.523), 0, "97 ± 0"),
+        ((97.125, math.nan, math.nan), 1, "97.1"),
+        ((math.nan, math.nan, math.nan), 2, "-"),
+    ],
+)
+def test_a_mean_is_written_with_half_its_interval(numbers: tuple, digits: int, expected: str):
+    assert stats.with_interval(*numbers, digits=digits) == expected
+
+
+# ------------------------------------------------------------------------------- mixed models
+
+
+def repeats(slope: float, *, noise: float = 0.1, seed: int = 0) -> pd.DataFrame:
+    """Draw scores that rise with the share removed, from a level of their own in each group."""
+    randomness = np.random.default_rng(seed)
+    rows = [
+        {"mode": "coherent", "label": label, "seed": s, "percent": percent, "score": 0.0}
+        for label in ("0", "8")
+        for s in range(4)
+        for percent in (10.0, 20.0, 40.0, 60.0)
+    ]
+    table = pd.DataFrame(rows)
+    level = table.groupby(["label", "seed"]).ngroup() * 1.0
+    table["score"] = level + slope * table["percent"] + noise * randomness.normal(size=len(table))
+    return table
+
+
+def test_the_size_effect_is_found_within_groups_whatever_their_levels():
+    found = stats.size_effects(repeats(0.03), values=["score"]).iloc[0]
+    assert found["effect"] == pytest.approx(0.3, abs=0.03)
+    assert found["low"] < 0.3 < found["high"]
+    assert found["groups"] == 8
+    fitted = stats.mixed_model(repeats(0.03).assign(share=repeats(0.03)["percent"] / 10),
+                               "score ~ share", groups=["label", "seed"])  # fmt: skip
+    half = scipy.stats.t.ppf(0.975, 7) * fitted.bse["share"]  # seven degrees of freedom
+    assert found["high"] - found["effect"] == pytest.approx(half, rel=1e-3)
+    assert found["p_holm"] < 1e-6
+    flat = stats.size_effects(repeats(0.0), values=["score"]).iloc[0]
+    assert flat["p"] > 0.01
+
+
+def test_a_mode_of_one_size_has_no_size_effect():
+    table = repeats(0.03)
+    alone = table[table["percent"] == 10.0].assign(mode="random")
+    found = stats.size_effects(pd.concat([table, alone]), values=["score"])
+    assert found["mode"].tolist() == ["coherent"]
+
+
+def test_scores_without_any_spread_between_groups_are_fitted_all_the_same():
+    table = repeats(0.03, noise=0.0)
+    table["score"] = 0.03 * table["percent"] + np.random.default_rng(0).normal(size=len(table))
+    assert np.isfinite(stats.size_effects(table, values=["score"])["effect"]).all()
+
+
+def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
+    base = repeats(0.0)
+    shifts = {"random": 0.0, "near": 0.5, "far": 0.0}
+    table = pd.concat([base.assign(order=k, score=base["score"] + v) for k, v in shifts.items()])
+    table["score"] += 0.05 * np.random.default_rng(1).normal(size=len(table))
+    found = stats.against_reference(
+        table, value="score", by="order", reference="random", within=["mode"],
+        groups=["label", "seed", "percent"],
+    ).set_index("order")  # fmt: skip
+    assert found.loc["near", "effect"] == pytest.approx(0.5, abs=0.05)
+    assert found.loc["near", "p_holm"] < 1e-6
+    assert found.loc["far", "p_holm"] > 0.05
+    assert (found["p_holm"] >= found["p"]).all()
+    with pytest.raises(ValueError, match="no order 'absent'"):
+        stats.against_reference(
+            table, value="score", by="order", reference="absent", within=["mode"], groups=["label"]
+        )
+
+
+def test_one_group_alone_has_no_varying_intercept():
+    with pytest.raises(ValueError, match="run more seeds or labels"):
+        stats.mixed_model(repeats(0.0).query("seed == 0 and label == '0'"), "score ~ percent",
+                          groups=["label", "seed"])  # fmt: skip

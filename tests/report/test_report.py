@@ -1,0 +1,437 @@
+"""The report stands alone: every page opens offline, links resolve, pictures are described."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from unlearnlib.pipeline.paths import place
+from unlearnlib.report import interactive, report
+
+FRAME = """<div><style scoped>td {color: red}</style><table border="1" class="dataframe">
+<thead><tr style="text-align: right;"><th></th><th>method</th><th>retain</th></tr></thead>
+<tbody><tr><th>0</th><td>gkt</td><td>97.12</td></tr><tr><th>1</th><td>mm</td><td>-10.57</td></tr>
+</tbody></table></div>"""
+FORMULAS = r"""## The loss $\mathcal{L}$
+
+Inline $\hat\theta_{-U} < \frac{1}{n}$ and $\operatorname*{arg\,min}_x f$, and displayed
+
+$$\begin{aligned} a &= b \\ &= c \end{aligned}$$
+
+\begin{align*} p &= q \end{align*}
+"""
+
+
+def png(*, size: int = 8) -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", (size, size), "navy").save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def shown(data: dict[str, str], **metadata: object) -> NotebookNode:
+    return new_output("display_data", data=data, metadata=metadata)
+
+
+def code(source: str, *outputs: NotebookNode, tag: str | None = None) -> NotebookNode:
+    metadata = {"tags": [tag]} if tag else {}
+    return new_code_cell(source, outputs=list(outputs), metadata=metadata, execution_count=1)
+
+
+def data_notebook() -> NotebookNode:
+    cells = [
+        new_markdown_cell(
+            "# The data\n\nWhich *images*? See [the loss](12_gkt.ipynb#The-figures)."
+        ),
+        code("limit = 10  # images\nsource = 'idx'  # kept", tag="parameters"),
+        code("limit = 500", tag="injected-parameters"),
+        code("print('done')", new_output("stream", name="stdout", text="done\n")),
+        code("warn()", new_output("stream", name="stderr", text="Traceback nonsense\n")),
+    ]
+    return new_notebook(cells=cells)
+
+
+def gkt_notebook() -> NotebookNode:
+    picture = {"image/png": png(), "text/plain": "<Figure>"}
+    cells = [
+        new_markdown_cell("# Gated transfer\n\nDoes it [forget](01_data.ipynb)?"),
+        new_markdown_cell(FORMULAS),
+        code("display(Math())", shown({"text/latex": r"$\sqrt{2}$", "text/plain": "Math"})),
+        new_markdown_cell(
+            "## The figures\n\n[later](30_later.ipynb) [code](../unlearnlib/zero_shot/gkt.py)"
+        ),
+        code("plot()", shown(picture, alt='A "rising" curve', caption="Over $3$ seeds.")),
+        code("plot()", shown(picture, **{"image/png": {"alt": "Nested", "width": 80}})),
+        code("plot()", shown(picture)),
+        new_markdown_cell("## The figures\n\n### Table"),
+        code("frame", shown({"text/html": FRAME, "text/plain": "frame"})),
+    ]
+    return new_notebook(cells=cells)
+
+
+def write(root: Path, **notebooks: NotebookNode) -> None:
+    """Lay out a project of which these notebooks were executed for `quick`."""
+    folder = root / "reports" / "quick" / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, notebook in notebooks.items():
+        nbformat.write(notebook, folder / f"{stem.removeprefix('n')}.ipynb")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a root with two notebooks, a headline table and provenance."""
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    write(tmp_path, n12_gkt=gkt_notebook(), n01_data=data_notebook())
+    reports = tmp_path / "reports" / "quick"
+    for folder in (reports / "tables", reports / "metrics", tmp_path / "unlearnlib" / "zero_shot"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "unlearnlib" / "zero_shot" / "gkt.py").touch()
+    (reports / "tables" / "headline.csv").write_text("method,retain\ngkt,97.12\nm & m,\n")
+    facts = {"data_source": "mnist-5k", "seeds": [0, 1], "versions": {"python": "3.11"}}
+    (reports / "metrics" / "provenance.json").write_text(json.dumps(facts))
+    return tmp_path
+
+
+@pytest.fixture
+def built(project: Path) -> dict[str, BeautifulSoup]:
+    """Return the parsed pages and index of the project, by name."""
+    report.build("quick")
+    reports = place("quick").reports
+    paths = [reports / "index.html", *reports.glob("pages/*.html")]
+    return {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_there_is_a_page_for_each_notebook(built: dict[str, BeautifulSoup]) -> None:
+    assert set(built) == {"index", "01_data", "12_gkt"}
+    assert {soup.html["lang"] for soup in built.values()} == {"en"}
+    assert all(len(soup.find_all("h1")) == 1 and soup.main for soup in built.values())
+
+
+def test_pages_load_nothing_and_run_nothing(built: dict[str, BeautifulSoup]) -> None:
+    for soup in built.values():
+        assert not soup.find_all(["script", "iframe"])
+        loaded = [tag["src"] for tag in soup.find_all(src=True)]
+        loaded += [tag["href"] for tag in soup.find_all("link", href=True)]
+        assert all(source.startswith("data:") for source in loaded)
+        assert "http" not in soup.style.string and "@import" not in soup.style.string
+
+
+def test_links_and_anchors_resolve(built: dict[str, BeautifulSoup]) -> None:
+    reports = place("quick").reports
+    for name, soup in built.items():
+        folder = reports if name == "index" else reports / "pages"
+        links = [a["href"] for a in soup.find_all("a") if not urlsplit(a["href"]).scheme]
+        assert links
+        for path, anchor in map(urldefrag, links):
+            target = (folder / unquote(path)).resolve() if path else Path(f"{name}.html")
+            assert not path or target.is_file(), path
+            assert not anchor or built[target.stem].find(id=unquote(anchor)), anchor
+
+
+def test_links_between_notebooks_become_links_between_pages(
+    built: dict[str, BeautifulSoup],
+) -> None:
+    assert built["01_data"].main.find("a", string="the loss")["href"] == "12_gkt.html#The-figures"
+    page = built["12_gkt"].main
+    assert page.find("a", string="code")["href"] == "../../../unlearnlib/zero_shot/gkt.py"
+    assert not page.find("a", string="later") and "later" in page.get_text()
+
+
+def test_a_broken_link_names_its_notebook(project: Path) -> None:
+    write(project, n02_bad=new_notebook(cells=[new_markdown_cell("# A\n\n[b](nowhere.py)")]))
+    with pytest.raises(report.ReportError, match=r"02_bad\.ipynb: broken link nowhere\.py"):
+        report.build("quick")
+
+
+def test_images_are_described(built: dict[str, BeautifulSoup]) -> None:
+    images = built["12_gkt"].main.find_all("img")
+    alts = ['A "rising" curve', "Nested", "Figure: The figures"]
+    assert [image["alt"] for image in images] == alts
+    assert images[1]["width"] == "80"
+    assert not any(report.check_alt(str(soup)) for soup in built.values())
+
+
+@pytest.mark.parametrize("alt", ["", ' alt=""', ' alt=" "', f' alt="{report.NO_ALT}"'])
+def test_check_alt_finds_undescribed_images(alt: str) -> None:
+    assert len(report.check_alt(f'<img src="data:a" alt="good"><img src="data:b"{alt}>')) == 1
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ("<script>1</script>", "script"),
+        ('<img alt="a" src="https://a.test/b.png">', "not embedded"),
+        ('<link rel="stylesheet" href="style.css">', "not embedded"),
+        ('<a href="#gone">a</a>', "no heading"),
+        ("x" * (report.LARGEST_PAGE + 1), "lower a figure's dpi"),
+    ],
+)
+def test_check_page_finds_what_needs_the_outside(html: str, problem: str) -> None:
+    (found,) = report.check_page(html)
+    assert problem in found
+
+
+def test_a_figure_has_its_caption(built: dict[str, BeautifulSoup]) -> None:
+    (figure,) = built["12_gkt"].find_all("figure")
+    assert figure.img["alt"] == 'A "rising" curve'
+    assert figure.figcaption.get_text().strip() == "Over 3 seeds." and figure.figcaption.math
+
+
+def test_code_is_folded_but_there(built: dict[str, BeautifulSoup]) -> None:
+    blocks = built["12_gkt"].main.select(".highlight")
+    assert [block.get_text().strip() for block in blocks][1:4] == ["plot()"] * 3
+    folds = [block.find_parent("details") for block in blocks]
+    assert all(fold.summary and not fold.has_attr("open") for fold in folds)
+    assert all(block.pre["tabindex"] == "0" for block in blocks)  # long lines scroll by keyboard
+
+
+def test_a_chart_is_drawn_by_a_script_and_is_a_picture_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame({"group": "all", "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
+    table = table.assign(accuracy=[90.0, 80.0], low=[85.0, 70.0], high=[95.0, 90.0])
+    spec = interactive.scales(table).to_dict()
+    chart = shown(
+        {interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": "A < curve"}}
+    )
+    cells = [new_markdown_cell("# Scales"), code("chart", chart)]
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    plain = new_notebook(cells=[new_markdown_cell("# Plain")])
+    write(tmp_path, scales=new_notebook(cells=cells), plain=plain)
+    report.build("quick")
+    pages = tmp_path / "reports/quick/pages"
+    page, other = (
+        BeautifulSoup((pages / f"{n}.html").read_text(), "html.parser") for n in ("scales", "plain")
+    )
+    assert page.select_one(".chart > img")["alt"] == "A < curve"
+    assert json.loads(page.select_one(".chart .interactive script").string)["signals"]
+    assert page.body.find_all("script", recursive=False)
+    policy = {"http-equiv": "Content-Security-Policy"}
+    assert "script-src" in page.find("meta", policy)["content"]
+    assert not other("script")
+    assert "script-src" not in other.find("meta", policy)["content"]
+
+
+def test_math_becomes_mathml(built: dict[str, BeautifulSoup]) -> None:
+    page = built["12_gkt"].main
+    text = page.get_text()
+    assert "$" not in text and "\\" not in text
+    assert len(page.find_all("math")) == 7
+    displayed = page.select("math[display=block]")
+    assert [len(math.find_all("mtr")) for math in displayed] == [2, 1]
+    assert page.select_one(".output msqrt")
+    assert page.find("mo", string=re.compile("arg\u2009min"))
+
+
+@pytest.mark.parametrize("latex", [r"\nosuch{x}", "a & b", r"\left( x"])
+def test_an_unknown_formula_names_its_notebook(project: Path, latex: str) -> None:
+    write(project, n02_bad=new_notebook(cells=[new_markdown_cell(f"# A\n\n${latex}$")]))
+    with pytest.raises(report.ReportError, match=r"02_bad\.ipynb: ") as caught:
+        report.build("quick")
+    assert latex in str(caught.value)
+
+
+def test_parameters_show_what_the_run_used(built: dict[str, BeautifulSoup]) -> None:
+    table = built["01_data"].select_one("details.parameters table")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.find_all("tr")]
+    assert rows[1:] == [["limit", "500", "images"], ["source", "'idx'", "kept"]]
+    assert "limit = " not in built["01_data"].main.get_text()
+
+
+def test_streams_show_output_without_warnings(built: dict[str, BeautifulSoup]) -> None:
+    text = built["01_data"].main.get_text()
+    assert "done\n" in text and "nonsense" not in text
+
+
+def test_tables_scroll_in_a_labelled_box(built: dict[str, BeautifulSoup]) -> None:
+    table = built["12_gkt"].main.table
+    box = table.parent
+    assert box["class"] == ["scroll"] and box["tabindex"] == "0"
+    assert box["role"] == "region" and box["aria-label"] == "Table: Table"
+    assert not table.has_attr("border") and "color: red" not in str(built["12_gkt"])
+    scopes = [header["scope"] for header in table.find_all("th")]
+    assert scopes == ["col", "col", "col", "row", "row"]
+
+
+def test_numbers_align_under_their_header(built: dict[str, BeautifulSoup]) -> None:
+    aligned = built["12_gkt"].main.table.select(".number")
+    assert [cell.get_text() for cell in aligned] == ["retain", "97.12", "-10.57"]
+
+
+def test_columns_under_merged_headers_align() -> None:
+    html = '<table><tr><th>k</th><th colspan="2">v</th></tr><tr><th rowspan="2">a</th>'
+    html += "<td>b</td><td>1</td></tr><tr><td>c</td><td>2</td></tr></table>"
+    soup = BeautifulSoup(f"<h1>A</h1>{html}", "html.parser")
+    report._finish_tables(soup)
+    assert [cell.get_text() for cell in soup.select(".number")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("value", ["< 50", "40 - 50", "-"])
+def test_a_bound_or_a_range_aligns_like_a_number(value: str) -> None:
+    html = f"<h1>A</h1><table><tr><td>97.12</td></tr><tr><td>{value.replace('<', '&lt;')}</td></tr>"
+    soup = BeautifulSoup(f"{html}</table>", "html.parser")
+    report._finish_tables(soup)
+    assert len(soup.select(".number")) == 2
+
+
+def header(*rows: list[str]) -> list[list[str]]:
+    """Finish a table with these header rows and return those that it then has."""
+    lines = ["".join(f"<th>{name}</th>" for name in row) for row in rows]
+    html = "".join(f"<tr>{line}</tr>" for line in lines)
+    soup = BeautifulSoup(f"<h1>A</h1><table><thead>{html}</thead></table>", "html.parser")
+    report._finish_tables(soup)
+    return [[cell.get_text() for cell in row("th")] for row in soup.select("thead tr")]
+
+
+def test_the_name_of_the_index_joins_the_names_of_the_columns() -> None:
+    assert header(["", "mean", "p"], ["method", "", ""]) == [["method", "mean", "p"]]
+    assert header(["all"], ["", "a"], ["k", ""]) == [["all"], ["k", "a"]]
+
+
+def test_a_header_whose_names_would_collide_keeps_its_rows() -> None:
+    named = [["request", "class_0"], ["method", ""]]
+    assert header(*named) == named
+    assert header(["method", "mean"]) == [["method", "mean"]]
+
+
+def test_contents_list_the_sections(built: dict[str, BeautifulSoup]) -> None:
+    entries = built["12_gkt"].select(".contents a")
+    anchors = ["#The-loss-ℒ", "#The-figures", "#The-figures-2", "#Table"]
+    assert [entry["href"] for entry in entries] == anchors
+    assert entries[0].get_text() == "The loss ℒ"
+
+
+def test_neighbours_are_linked(built: dict[str, BeautifulSoup]) -> None:
+    turns = {name: built[name].select(".turn a") for name in ("01_data", "12_gkt")}
+    (onward,), (back,) = turns["01_data"], turns["12_gkt"]
+    assert onward["href"] == "12_gkt.html" and onward["rel"] == ["next"]
+    assert back["href"] == "01_data.html" and back["rel"] == ["prev"]
+
+
+def test_provenance_is_on_every_page(built: dict[str, BeautifulSoup]) -> None:
+    for soup in built.values():
+        terms = [term.get_text() for term in soup.footer.find_all("dt")]
+        texts = [text.get_text() for text in soup.footer.find_all("dd")]
+        assert terms == ["profile", "data source", "seeds", "versions"]
+        assert texts == ["quick", "mnist-5k", "0, 1", "python 3.11"]
+        assert "MNIST-5k" in [badge.get_text() for badge in soup.select(".badge")]
+
+
+def test_only_the_small_data_set_has_a_badge(project: Path) -> None:
+    facts = place("quick").metrics / "provenance.json"
+    facts.write_text('{"data_source": "mnist"}')
+    assert "MNIST-5k" not in report.build("quick").read_text()
+    facts.unlink()
+    assert "MNIST-5k" not in report.build("quick").read_text()
+
+
+def test_index_has_a_card_for_each_page(built: dict[str, BeautifulSoup]) -> None:
+    cards = built["index"].select(".cards > li")
+    titles = [card.h3.get_text() for card in cards]
+    assert titles == ["The data", "Gated transfer"]
+    assert [card.p.get_text() for card in cards] == [
+        "Which images? See the loss.",
+        "Does it forget?",
+    ]
+    assert not cards[0].img and cards[1].img["alt"] == 'A "rising" curve'
+    assert not cards[0].p.a  # the card itself is the link
+
+
+def test_the_abstract_speaks_of_the_parts_that_are_there(built: dict[str, BeautifulSoup]) -> None:
+    text = built["index"].select_one("section.abstract").get_text()
+    assert "without any data" in text
+    assert "influence functions" not in text
+    assert "One arena" not in text
+
+
+def test_index_draws_the_pipeline_in_order(built: dict[str, BeautifulSoup]) -> None:
+    parts = built["index"].select(".pipeline > li")
+    steps = [[link["href"] for link in part.find_all("a")] for part in parts]
+    assert steps == [["pages/01_data.html"], ["pages/12_gkt.html"]]
+    assert [part.h3.get_text() for part in parts] == [report.PARTS[0], report.PARTS[10]]
+
+
+def test_index_shows_the_headline_table(built: dict[str, BeautifulSoup], project: Path) -> None:
+    table = built["index"].table
+    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table("tr")]
+    assert rows == [["method", "retain"], ["gkt", "97.12"], ["m & m", ""]]
+    assert [header["scope"] for header in table("th")] == ["col", "col", "row", "row"]
+    assert "MNIST-5k" in table.caption.get_text()
+    (project / "reports/quick/tables/headline.csv").unlink()
+    assert "<table" not in report.build("quick").read_text()
+
+
+def test_index_links_tables_and_notebooks(built: dict[str, BeautifulSoup]) -> None:
+    links = [link["href"] for link in built["index"].select(".files a")]
+    assert links == ["tables/headline.csv", "notebooks/01_data.ipynb", "notebooks/12_gkt.ipynb"]
+
+
+def test_the_same_notebooks_give_the_same_bytes(project: Path) -> None:
+    old_format = data_notebook()
+    old_format.nbformat_minor = 4  # has no cell ids: nbformat draws random ones
+    for cell in old_format.cells:
+        del cell["id"]
+    write(project, n01_data=old_format)
+    report.build("quick")
+    first = contents(project)
+    report.build("quick")
+    assert contents(project) == first
+
+
+def test_pages_are_small(built: dict[str, BeautifulSoup]) -> None:
+    assert all(len(str(soup)) < 50_000 for soup in built.values())
+
+
+def test_pages_of_removed_notebooks_go(project: Path) -> None:
+    report.build("quick")
+    (place("quick").notebooks / "12_gkt.ipynb").unlink()
+    report.build("quick")
+    assert [path.name for path in place("quick").pages.iterdir()] == ["01_data.html"]
+
+
+def test_a_failure_leaves_the_old_report(project: Path) -> None:
+    report.build("quick")
+    write(project, n02_bad=new_notebook(cells=[new_markdown_cell(r"# A $\nosuch$")]))
+    before = contents(project)
+    with pytest.raises(report.ReportError):
+        report.build("quick")
+    assert contents(project) == before
+
+
+def test_a_notebook_without_headings_is_titled_by_its_name(project: Path) -> None:
+    write(project, n40_bare=new_notebook(cells=[code("1")]), n41_low=new_notebook())
+    report.build("quick")
+    html = (place("quick").pages / "40_bare.html").read_text()
+    assert BeautifulSoup(html, "html.parser").title.get_text().startswith("40_bare")
+
+
+def test_no_notebooks_is_said_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    with pytest.raises(SystemExit, match="no executed notebooks in reports/quick/.*`dvc repro`"):
+        report.main(["--profile", "quick"])
+    assert not (tmp_path / "reports").exists()
+
+
+def test_command_line_builds_and_names_the_index(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.main(["--profile", "quick"])
+    assert capsys.readouterr().out == "report: reports/quick/index.html\n"
+    with pytest.raises(SystemExit):
+        report.main(["--profile", "../x"])
+    assert "'../x'" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""Judge the arena's methods: equivalence with gold, distances, the best trade-offs, advice."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from unlearnlib.measures import equivalence, stats
+
+REFERENCES = ("original", "retrain")
+LUCK = "retrain_again"  # a second gold model: what separates it from gold is luck
+YARDSTICKS = [LUCK, "retrain_reordered"]  # the same, from gold's own start
+
+# metric of the arena: title, digits; each is turned into a distance to gold, 0 the best
+DISTANCES = {
+    "retain_gap": ("retain accuracy (points)", 2),
+    "forget_gap": ("forget accuracy (points)", 2),
+    "tow": ("1 - ToW", 3),
+    "confusion_shift": ("confusion shift (%)", 2),
+    "js_forget": ("JS, forgotten (nats)", 3),
+    "js_retain": ("JS, retained (nats)", 4),
+    "activation_distance_forget": ("activation, forgotten", 3),
+    "mia_gap": ("attack AUC", 3),
+    "probe": ("probe (points)", 1),
+    "relearn_time": ("relearn time (batches)", 0),
+}
+COST = "cost (retrainings)"
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Hold the arena's table, read for judging.
+
+    Attributes:
+        numbers: the table, ``value`` as a number, NaN where it does not apply.
+        absent: pairs of request and method that do not go together.
+    """
+
+    numbers: pd.DataFrame
+    absent: set[tuple[str, str]]
+
+    @property
+    def requests(self) -> list[str]:
+        """All requests, in their order."""
+        return list(dict.fromkeys(self.numbers["request"]))
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods and the further gold models, without original and gold."""
+        found = dict.fromkeys(self.numbers["method"])
+        return [method for method in found if method not in REFERENCES]
+
+    @property
+    def by_class(self) -> list[str]:
+        """The requests that name classes: those to which a probe applies."""
+        applies = self.numbers[(self.numbers["metric"] == "probe") & self.numbers["value"].notna()]
+        return [request for request in self.requests if request in set(applies["request"])]
+
+    @property
+    def seeds(self) -> set[str]:
+        """The original models on which every method was measured, and not ensembles alone."""
+        return set(self.numbers.loc[self.numbers["metric"] == "cost", "seed"])
+
+    def repeats(self, request: str, method: str, metric: str) -> pd.Series:
+        """Return the values of a metric by seed, without those that do not apply."""
+        keys = self.numbers[["request", "method", "metric"]] == [request, method, metric]
+        return self.numbers[keys.all(axis=1)].set_index("seed")["value"].dropna()
+
+    def distance(self, request: str, method: str, metric: str) -> pd.Series:
+        """Return how far from gold a method is by a metric of `DISTANCES`, by seed."""
+        values = self.repeats(request, method, metric)
+        if metric == "tow":
+            return 1 - values
+        if metric in ("probe", "relearn_time"):
+            values = values - self.repeats(request, "retrain", metric)
+        return values.abs()
+
+
+def read(path: Path) -> Results:
+    """Read the arena's table.
+
+    Raises:
+        ValueError: a value that is neither a number nor ``not applicable`` with a reason.
+    """
+    table = pd.read_csv(path, dtype={"seed": str, "value": str}, keep_default_na=False)
+    apart = table["value"] == "not applicable"
+    numbers = table.assign(value=pd.to_numeric(table["value"].mask(apart), errors="coerce"))
+    broken = (numbers["value"].isna() & ~apart) | (apart & (table["reason"] == ""))
+    if broken.any():
+        raise ValueError(
+            f"{path}: {int(broken.sum())} values are neither numbers nor 'not applicable' with a "
+            f"reason, the first in line {broken.idxmax() + 2}"
+        )
+    whole = table[apart & (table["metric"] == "all")]
+    absent = set(zip(whole["request"], whole["method"], strict=True))
+    return Results(numbers[numbers["metric"] != "all"], absent)
+
+
+# ------------------------------------------------------------------------------- equivalence
+
+
+def equivalences(
+    results: Results, margins: dict[str, float], *, level: float, wanted: float
+) -> pd.DataFrame:
+    """Test every method on every request for equivalence with gold, paired by seed.
+
+    Args:
+        results: of the arena.
+        margins: by metric (a gap to gold), the difference that does not matter.
+        level: of the tests, after Holm's correction over all of them.
+        wanted: power for which ``seeds_needed`` is computed, at the observed mean and deviation.
+
+    Returns:
+        a row for each request, method and score: ``mean``, ``low`` and ``high`` (the interval that
+        the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` (at the level of the
+        strictest of Holm's steps, so that the correction cannot undo it), ``beyond`` (the mean
+        itself is not within the margin) and ``equivalent``.
+    """
+    rows: list[dict[str, Any]] = []
+    for request in results.requests:
+        for method in ["original", *results.methods]:
+            for metric, margin in margins.items():
+                values = results.repeats(request, method, metric)
+                if len(values) < 2:
+                    continue
+                found = equivalence.equivalence(values, margin=margin, alpha=level)
+                row = {"request": request, "method": method, "score": metric, "mean": found.mean}
+                row |= {"low": found.low, "high": found.high, "p": found.p, "seeds": found.n}
+                row |= {"beyond": abs(found.mean) >= margin, "deviation": float(values.std())}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    table["p_holm"] = multipletests(table["p"], method="holm")[1]
+    table["seeds_needed"] = [
+        equivalence.seeds_needed(
+            row["deviation"], margin=margins[row["score"]], mean=row["mean"], wanted=wanted,
+            alpha=level / len(rows),
+        )
+        for row in rows
+    ]  # fmt: skip
+    table = table.drop(columns="deviation")
+    return table.assign(equivalent=table["p_holm"] < level)
+
+
+def margins_met(results: Results, tests: pd.DataFrame) -> pd.DataFrame:
+    """Say for each method and request which margins are met: text, ``n/a`` where none applies."""
+    methods = ["original", *results.methods]
+    cells = pd.DataFrame("n/a", index=methods, columns=results.requests)
+    for (method, request), part in tests.groupby(["method", "request"]):
+        met = part["equivalent"].sum()
+        cells.loc[method, request] = (
+            "both" if met == len(part) else part.loc[part["equivalent"], "score"].max()
+            if met else "neither"
+        ).removesuffix("_gap")  # fmt: skip
+    return cells
+
+
+# ------------------------------------------------------------------------------------- league
+
+
+def table(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Average each method's distances to gold over the class requests that it serves.
+
+    Returns:
+        means, a row a method (from least to largest mean rank over the distances) and a column a
+        title of `DISTANCES`, and `COST`; and the same as text, with half the 95 % interval over
+        requests and seeds.
+    """
+    means: dict[str, dict[str, float]] = {}
+    cells: dict[str, dict[str, str]] = {}
+    for method in results.methods:
+        means[method], cells[method] = {}, {}
+        for metric, (title, digits) in (DISTANCES | {"cost": (COST, 2)}).items():
+            values = pd.concat(
+                [results.distance(request, method, metric) for request in results.by_class]
+            )
+            values = values[values.index.isin(results.seeds)]  # no request weighs more
+            found = stats.mean_interval(values.to_list() or [math.nan])
+            means[method][title] = found[0]
+            cells[method][title] = stats.with_interval(*found, digits=digits)
+    numbers = pd.DataFrame(means).T
+    order = numbers.drop(columns=COST).rank().mean(axis=1).sort_values().index
+    return numbers.loc[order], pd.DataFrame(cells).T.loc[order]
+
+
+def front(cost: pd.Series, quality: pd.Series) -> list[str]:
+    """List what no other beats in both, cheapest first: smaller is better."""
+    order = pd.DataFrame({"cost": cost, "quality": quality}).sort_values(["cost", "quality"])
+    best, found = math.inf, []
+    for name, row in order.iterrows():
+        if row["quality"] < best:
+            best, found = row["quality"], [*found, str(name)]
+    return found
+
+
+def divergences(results: Results, request: str, method: str) -> pd.Series:
+    """Compute the divergence from gold on forgotten and retained images together, by seed."""
+    parts = (results.repeats(request, method, f"js_{name}") for name in ("forget", "retain"))
+    both = sum(parts, pd.Series(0.0, index=sorted(results.seeds)))
+    return both[both.index.isin(results.seeds)].dropna()
+
+
+def _nats(values: pd.Series) -> str:
+    """Write a mean over seeds with half its interval, and n."""
+    found = stats.with_interval(*stats.mean_interval(values.to_list()), digits=3)
+    return f"{found} nats, n = {len(values)}"
+
+
+def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> list[str]:
+    """Say in words which method is nearest to gold in each case.
+
+    Args:
+        results: of the arena.
+        tests: of `equivalences`.
+        families: title of the family of each method.
+
+    Returns:
+        sentences in markdown, one for each family (class requests) and each group request.
+    """
+    lines = []
+    quality = {  # seeds share their originals between requests: n is the number of seeds
+        method: sum(divergences(results, r, method) for r in results.by_class)
+        / len(results.by_class)
+        for method in results.methods
+    }
+    for family in dict.fromkeys(families.values()):
+        own = {m: quality[m] for m, title in families.items() if title == family and m in quality}
+        name = min(own, key=lambda method: own[method].mean())
+        both = tests[(tests["method"] == name) & tests["request"].isin(results.by_class)]
+        met = both.groupby("request")["equivalent"].all()
+        costs = [results.repeats(r, name, "cost").mean() for r in results.by_class]
+        lines.append(
+            f"**To forget classes, {family}:** {name}, {_nats(own[name])} from gold (two golds: "
+            f"{_nats(quality[LUCK])}), at {min(costs):.2f} to {max(costs):.2f} times the cost of "
+            f"retraining; both margins are shown to be met for {int(met.sum())} of {len(met)} "
+            f"requests{_relearned(results, name)}."
+        )
+    for request in [r for r in results.requests if r not in results.by_class]:
+        lines.append(_group_advice(results, request))
+    return lines
+
+
+def _relearned(results: Results, method: str) -> str:
+    """Say how fast the classes are learned again, in the mean over class requests and seeds."""
+    pair = [
+        pd.concat([results.repeats(r, m, "relearn_time") for r in results.by_class]).mean()
+        for m in (method, "retrain")
+    ]
+    if any(map(math.isnan, pair)):
+        return ""
+    return f"; learned again after {pair[0]:.0f} mini-batches, gold {pair[1]:.0f}"
+
+
+def _group_advice(results: Results, request: str) -> str:
+    served = [
+        m for m in results.methods if m not in YARDSTICKS and (request, m) not in results.absent
+    ]
+    found = {method: divergences(results, request, method) for method in served}
+    name = min(found, key=lambda method: found[method].mean())
+    nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
+    _, low, high = stats.mean_interval((found[name] - nothing).to_list())
+    verdict = (
+        "it is nearer than doing nothing"
+        if high < 0
+        else "doing nothing is nearer still"
+        if low > 0
+        else "not shown to be nearer than doing nothing"
+    )
+    within = nothing.mean() <= luck.mean()
+    end = ", so that what there is to gain is within what golds differ by" if within else ""
+    return (
+        f"**To forget the group {request}:** the original is {_nats(nothing)} from gold, a "
+        f"second gold {_nats(luck)}{end}. The nearest method is {name} with {_nats(found[name])}: "
+        f"{verdict}."
+    )

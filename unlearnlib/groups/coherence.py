@@ -1,0 +1,341 @@
+"""Ask whether items that lie close together in a feature space also move the parameters alike.
+
+The influence of an item is ``x_i = H^-1 g_i``, the direction and size of the change of parameters
+that its removal causes, without the scale ``1/(n-1)`` (`influence.first_order`); H is the damped
+Gauss-Newton matrix. Two gradients are told apart, since at a small loss the penalty may outweigh
+the item:
+
+* ``item``: ``g_i = ∇ℓ_i + λ θ``, the study's convention, whose mean over S is 0 at a minimum;
+* ``loss``: ``g_i = ∇ℓ_i``, what the item itself contributes.
+
+Everything is read from the Gram matrix ``K = X X^T`` of the influences: ``K_ii`` are squared norms,
+a group's influence has the norm ``sqrt(1^T K_UU 1)``.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from scipy import stats
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+from torch import Tensor
+from torch.nn import functional as F
+
+from unlearnlib.data import data
+from unlearnlib.groups import groups
+from unlearnlib.influence import curvature
+from unlearnlib.influence.curvature import Objective
+from unlearnlib.influence.solvers import Dense
+from unlearnlib.models import models, networks
+
+GRADIENTS = ("item", "loss")
+
+
+# ----------------------------------------------------------------------------------- influences
+
+
+def influence_grams(
+    objective: Objective, system: Dense, index: Tensor, *, chunk: int = 500
+) -> tuple[dict[str, Tensor], float]:
+    """Compute the Gram matrices of the influences of items.
+
+    Args:
+        objective: see `curvature.Objective`; its network is where the gradients are taken.
+        system: H, over the parameters of the network.
+        index: ``[M]``, the items.
+        chunk: right-hand sides a solve.
+
+    Returns:
+        float64 ``[M, M]`` for each of `GRADIENTS`, and the largest relative residual of the solves.
+    """
+    solved = [_solve(objective, system, part) for part in index.split(chunk)]
+    rows = torch.cat([x for x, _ in solved])
+    penalty = system.solve(objective.l2 * curvature.flatten(objective.network).double())
+    gram, cross = rows @ rows.T, rows @ penalty.x
+    without = gram - cross[:, None] - cross[None, :] + penalty.x @ penalty.x
+    residual = max([penalty.residual, *(residual for _, residual in solved)])
+    return {"item": gram, "loss": without}, residual
+
+
+def _solve(objective: Objective, system: Dense, index: Tensor) -> tuple[Tensor, float]:
+    solution = system.solve(curvature.item_gradients(objective, index=index).T)
+    return solution.x.T, solution.residual
+
+
+def norms(gram: Tensor) -> Tensor:
+    """Read the norms ``‖x_i‖_2`` ``[M]`` from a Gram matrix."""
+    return gram.diagonal().clamp_min(0).sqrt()
+
+
+def coherence(gram: Tensor, group: Tensor) -> float:
+    """Compute ``‖Σ_U x_u‖ / Σ_U ‖x_u‖`` of a group.
+
+    1 where all influences point the same way, ``1/sqrt(m)`` for m orthogonal ones of equal norm, 0
+    where they cancel.
+
+    Args:
+        gram: K, ``[M, M]``.
+        group: positions ``[m]``.
+
+    Raises:
+        ValueError: an empty group, or one without any influence.
+    """
+    if len(group) == 0:
+        raise ValueError("the group is empty, so it has no coherence; give at least one position")
+    inside = torch.zeros(1, len(gram)).to(gram)
+    inside[0, group] = 1
+    return _ratios(gram, inside).item()
+
+
+def random_coherences(gram: Tensor, *, size: int, repeats: int, seed: int) -> Tensor:
+    """Compute `coherence` of groups drawn at random from the same items: float64 ``[repeats]``.
+
+    Raises:
+        ValueError: a size that the items do not have, or no repeats.
+    """
+    if not 1 <= size <= len(gram) or repeats < 1:
+        raise ValueError(
+            f"size={size}, repeats={repeats}: give 1 to {len(gram)} items and 1 repeat or more"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.rand(repeats, len(gram), generator=generator)
+    inside = torch.zeros(repeats, len(gram)).to(gram)
+    return _ratios(gram, inside.scatter_(1, keys.topk(size).indices, 1.0))
+
+
+def _ratios(gram: Tensor, inside: Tensor) -> Tensor:
+    """Compute the ratio for each row of indicators ``[R, M]``."""
+    single = inside @ norms(gram)
+    if not (single > 0).all():
+        raise ValueError("a group of influences that are all 0 has no coherence; look at the loss")
+    return ((inside @ gram) * inside).sum(1).clamp_min(0).sqrt() / single
+
+
+# ---------------------------------------------------------------------------------- comparisons
+
+
+def compare(nearest: Tensor, farthest: Tensor) -> dict[str, float]:
+    """Test whether the farthest have other norms than the nearest, with the size of the effect.
+
+    Args:
+        nearest: ``[k]``.
+        farthest: ``[k']``.
+
+    Returns:
+        ``delta``, Cliff's delta or rank-biserial correlation ``P(far > near) - P(far < near)``,
+        above 0 where the farthest are larger; ``p`` of Mann & Whitney (1947), two-sided.
+
+    Raises:
+        ValueError: one of the two is empty.
+    """
+    if not len(nearest) or not len(farthest):
+        raise ValueError(
+            f"{len(nearest)} nearest and {len(farthest)} farthest: give at least one of each"
+        )
+    found = stats.mannwhitneyu(farthest.numpy(), nearest.numpy(), alternative="two-sided")
+    pairs = len(nearest) * len(farthest)
+    return {"delta": 2 * float(found.statistic) / pairs - 1, "p": float(found.pvalue)}
+
+
+def similarity_correlation(
+    features: Tensor, gram: Tensor, *, metric: str, pairs: int, seed: int
+) -> float:
+    """Correlate the similarity of features with the cosine of influences, over random pairs.
+
+    Args:
+        features: ``[M, D]``.
+        gram: K, ``[M, M]``, of the same items.
+        metric: see `groups.distances`; similarity is minus the distance.
+        pairs: different items, drawn with replacement of pairs.
+        seed: of the draw.
+
+    Returns:
+        Spearman's rank correlation, above 0 where similar features have similar influences.
+
+    Raises:
+        ValueError: unknown metric, fewer than two items, or fewer than three pairs.
+    """
+    if metric not in groups.METRICS:
+        raise ValueError(f"unknown metric {metric!r}; choose one of {list(groups.METRICS)}")
+    if len(gram) < 2 or pairs < 3:
+        raise ValueError(f"{len(gram)} items, pairs={pairs}: give 2 items and 3 pairs or more")
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(len(gram), (pairs,), generator=generator)
+    offset = torch.randint(1, len(gram), (pairs,), generator=generator)
+    second = (first + offset) % len(gram)
+    a, b = features[first].double(), features[second].double()
+    similarity = F.cosine_similarity(a, b) if metric == "cosine" else -(a - b).norm(dim=1)
+    size = norms(gram)
+    cosine = gram[first, second] / (size[first] * size[second])
+    return float(stats.spearmanr(similarity.numpy(), cosine.numpy()).statistic)
+
+
+def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
+    """Set three clusters of k-means beside the parts near, moderate and far of `groups.partition`.
+
+    Args:
+        features: ``[M, D]``; for the cosine metric k-means sees them at length 1.
+        metric: see `groups.distances`.
+        seed: of k-means.
+
+    Returns:
+        ``adjusted_rand`` of the two partitions (1 the same, 0 as by chance; Hubert & Arabie 1985),
+        ``silhouette_clusters`` and ``silhouette_parts`` in that metric (Rousseeuw 1987).
+
+    Raises:
+        ValueError: fewer than four items, or parts of which only one has items.
+    """
+    if len(features) < 4:
+        raise ValueError(f"{len(features)} items for 3 clusters: give 4 or more")
+    anchor = features.double().mean(0)
+    parts = groups.partition(groups.distances(features, anchor, metric=metric))
+    if sum(len(part) > 0 for part in parts.values()) < 2:
+        raise ValueError("all items are at the same distance, so there are no parts to compare")
+    part_of = torch.empty(len(features), dtype=torch.int64)
+    for number, part in enumerate(parts.values()):
+        part_of[part] = number
+    rows = (F.normalize(features.double()) if metric == "cosine" else features.double()).numpy()
+    found = KMeans(3, n_init=5, random_state=seed).fit_predict(rows)
+    return {
+        "adjusted_rand": float(adjusted_rand_score(part_of.numpy(), found)),
+        "silhouette_clusters": float(silhouette_score(rows, found, metric=metric)),
+        "silhouette_parts": float(silhouette_score(rows, part_of.numpy(), metric=metric)),
+    }
+
+
+# ------------------------------------------------------------------------------------------ run
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measure the coherence of nearest and farthest items of one label, for one model of a sweep.
+
+    Args:
+        spec: ``data`` (file of the data set), ``compact`` and ``vit`` (files of models; influences
+            are those of ``compact``, feature spaces are both), ``label``, ``seed``, ``l2``,
+            ``damping``, ``curvature_items`` (training items that form H), ``pools`` (pairs of items
+            drawn from the label and of neighbours k), ``repeats`` (random groups), ``pairs``.
+
+    Returns:
+        ``rows``, one for each pool, space, metric and kind of gradient; ``norms`` (a tensor ``[M]``
+        for each kind), ``losses`` ``[M]`` and ``distances`` (``space-metric`` to ``[M]``) of the
+        largest pool; ``residual``, the largest of the solves.
+
+    Raises:
+        ValueError: a pool above the size of its class, or neighbours that would be both nearest and
+            farthest.
+    """
+    images, labels = data.split(data.load(spec["data"]), "train")
+    pools = sorted(spec["pools"])
+    for items, neighbours in pools:
+        _check_pool(items, neighbours)
+    draw = {"label": spec["label"], "seed": spec["seed"]}
+    pool = groups.coherent_group(labels, size=pools[-1][0], **draw)
+    network = models.load(spec["compact"]).eval()
+    grams, residual = _grams(network, images, labels, pool, spec)
+    spaces = {
+        name: networks.penultimate(models.load(spec[name]), images[pool])
+        for name in ("compact", "vit")
+    }
+    logits = models.predict(network, images[pool])
+    losses = F.cross_entropy(logits, labels[pool], reduction="none")
+    rows = []
+    for items, neighbours in pools:
+        # draws with one seed are nested, so a smaller pool is part of the largest
+        inside = torch.searchsorted(pool, groups.coherent_group(labels, size=items, **draw))
+        sizes = {"items": items, "neighbours": neighbours}
+        inner = {kind: gram[inside][:, inside] for kind, gram in grams.items()}
+        parts = {name: features[inside] for name, features in spaces.items()}
+        rows += [sizes | row for row in _rows(parts, inner, losses[inside], neighbours, spec)]
+    return {
+        "rows": rows,
+        "norms": {kind: norms(gram).float() for kind, gram in grams.items()},
+        "losses": losses,
+        "distances": {
+            f"{name}-{metric}": _from_centroid(features, metric).float()
+            for name, features in spaces.items()
+            for metric in groups.METRICS
+        },
+        "residual": residual,
+    }
+
+
+def _check_pool(items: int, neighbours: int) -> None:
+    if not 1 <= neighbours <= items // 2:
+        raise ValueError(
+            f"{neighbours} neighbours of {items} items: nearest and farthest would overlap; give 1 "
+            f"to {items // 2}"
+        )
+
+
+def _from_centroid(features: Tensor, metric: str) -> Tensor:
+    return groups.distances(features, features.double().mean(0), metric=metric)
+
+
+def _grams(
+    network: torch.nn.Module, images: Tensor, labels: Tensor, pool: Tensor, spec: dict[str, Any]
+) -> tuple[dict[str, Tensor], float]:
+    """Form H on a random part of the training items, and the Gram matrices of the pool."""
+    objective = Objective(network, images, labels, l2=spec["l2"])
+    generator = torch.Generator().manual_seed(spec["seed"])
+    part = torch.randperm(len(labels), generator=generator)[: spec["curvature_items"]]
+    system = Dense(curvature.gauss_newton(objective, index=part), spec["damping"])
+    return influence_grams(objective, system, pool)
+
+
+def _rows(
+    spaces: dict[str, Tensor],
+    grams: dict[str, Tensor],
+    losses: Tensor,
+    neighbours: int,
+    spec: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each space, metric and kind of gradient of one pool."""
+    options = {"size": neighbours, "repeats": spec["repeats"], "seed": spec["seed"]}
+    drawn = {kind: random_coherences(gram, **options) for kind, gram in grams.items()}
+    for space, features in spaces.items():
+        for metric in groups.METRICS:
+            ends = {"label": 0, "k": neighbours, "metric": metric}
+            same = torch.zeros(len(features), dtype=torch.int64)
+            near = groups.neighbours(features, same, **ends)
+            far = groups.neighbours(features, same, farthest=True, **ends)
+            found = clusters(features, metric=metric, seed=spec["seed"])
+            for kind, gram in grams.items():
+                pairs = {"metric": metric, "pairs": spec["pairs"], "seed": spec["seed"]}
+                yield {
+                    "space": space,
+                    "metric": metric,
+                    "gradient": kind,
+                    **_contrast(gram, losses, near, far, _from_centroid(features, metric)),
+                    **_band(drawn[kind]),
+                    "similarity_correlation": similarity_correlation(features, gram, **pairs),
+                    **found,
+                }
+
+
+def _contrast(
+    gram: Tensor, losses: Tensor, near: Tensor, far: Tensor, distances: Tensor
+) -> dict[str, float]:
+    """Contrast the two ends of a pool by norms, losses and coherence."""
+    size = norms(gram)
+    return {
+        "norm_nearest": size[near].median().item(),
+        "norm_farthest": size[far].median().item(),
+        **compare(size[near], size[far]),
+        "loss_nearest": losses[near].median().item(),
+        "loss_farthest": losses[far].median().item(),
+        "norm_distance_correlation": float(stats.spearmanr(size, distances).statistic),
+        "norm_loss_correlation": float(stats.spearmanr(size, losses).statistic),
+        "coherence_nearest": coherence(gram, near),
+        "coherence_farthest": coherence(gram, far),
+    }
+
+
+def _band(drawn: Tensor) -> dict[str, float]:
+    """Summarise random groups by their mean and the middle 95 %."""
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).to(drawn)).tolist()
+    return {
+        "coherence_random": drawn.mean().item(),
+        "coherence_random_low": low,
+        "coherence_random_high": high,
+    }

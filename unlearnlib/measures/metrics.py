@@ -1,0 +1,81 @@
+"""Measure what a classifier still knows, from its confusion matrix on data it was not tuned on."""
+
+from collections.abc import Iterable
+
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
+
+from unlearnlib.models import models
+
+
+def confusion(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Count predictions: int64 ``[K, K]``, true classes in rows, predicted ones in columns."""
+    predicted = models.predict(network, images).argmax(1)
+    return torch.from_numpy(
+        confusion_matrix(labels, predicted, labels=range(models.num_classes(network)))
+    )
+
+
+def retain_accuracy(counts: Tensor, forget_classes: Iterable[int]) -> float:
+    """Compute the accuracy in percent on images of the classes that stay."""
+    kept = [k for k in range(len(counts)) if k not in set(forget_classes)]
+    return _accuracy(counts, kept)
+
+
+def forget_accuracy(counts: Tensor, forget_classes: Iterable[int]) -> float:
+    """Compute the accuracy in percent on images of the classes to forget; a gold model has 0."""
+    return _accuracy(counts, sorted(forget_classes))
+
+
+def _accuracy(counts: Tensor, chosen: list[int]) -> float:
+    total = counts[chosen].sum().item()
+    if total == 0:
+        raise ValueError(f"no image of the classes {chosen}; evaluate on data that has some")
+    return 100 * counts[chosen, chosen].sum().item() / total
+
+
+def confusion_shift(counts: Tensor, reference: Tensor) -> Tensor:
+    """Compute how far each true class is answered otherwise than by a reference model.
+
+    The total variation distance between the rows of two confusion matrices, each row as shares of
+    its class: the percentage of a class's images that would have to get another answer.
+
+    Args:
+        counts: int64 ``[K, K]``, of `confusion`.
+        reference: the same of the other model, on the same images.
+
+    Returns:
+        percent ``[K]``, NaN for a class without images.
+
+    Raises:
+        ValueError: matrices of different shapes, or of different images.
+    """
+    if counts.shape != reference.shape or not torch.equal(counts.sum(1), reference.sum(1)):
+        raise ValueError("two confusion matrices of different images; evaluate both on the same")
+    shares = [c.double() / c.sum(1, keepdim=True) for c in (counts, reference)]
+    return 100 * (shares[0] - shares[1]).abs().sum(1) / 2
+
+
+def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Compute the expected calibration error in percent (Guo et al. 2017, equation 3).
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``.
+        bins: of equal width, over the confidence of the predicted class.
+
+    Returns:
+        the mean over items of the gap between confidence and accuracy of their bin, 0 to 100.
+
+    Raises:
+        ValueError: no items.
+    """
+    if len(labels) == 0:
+        raise ValueError("no items to calibrate on; give at least one")
+    confidence, predicted = logits.double().softmax(1).max(1)
+    # a confidence on a border belongs to the bin below it
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (predicted == labels).double() - confidence
+    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, place, gap)
+    return 100 * sums.abs().sum().item() / len(labels)

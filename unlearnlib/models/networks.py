@@ -1,0 +1,211 @@
+"""Further classifiers for group unlearning, and the features that they classify by.
+
+Importing this module adds its architectures to `models.ARCHITECTURES`, so that `models.build`,
+`models.load` and `models.unpack` know them.
+"""
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from unlearnlib.models.models import ARCHITECTURES, convolution, filters
+
+
+class Compact(nn.Module):
+    """A small CNN whose curvature matrix fits in memory: 4,874 parameters at width 1.
+
+    Two 5x5 convolutions with stride 2, max pooling and a linear read-out, for images of 28x28.
+    The paddings 2 and 1 give maps of 14x14 and 6x6, so that pooling drops no row.
+    """
+
+    def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        first, second = (filters(width, base) for base in (8, 16))
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, first, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 5, stride=2, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Linear(second * 9, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images))
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression on pixels: the convex control of every estimator.
+
+    ``side`` is the height and width of an image; ``width`` has no filters to multiply.
+    """
+
+    def __init__(
+        self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10, side: int = 28
+    ) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels * side**2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(images.flatten(1))
+
+
+class Residual(nn.Module):
+    """Add to a map what two 3x3 convolutions make of it (He et al. 2016, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = convolution(inputs, outputs, stride=stride)
+        self.second = convolution(outputs, outputs)[:2]
+        same = stride == 1 and inputs == outputs
+        self.shortcut = (
+            nn.Identity() if same else convolution(inputs, outputs, kernel=1, stride=stride)[:2]
+        )
+        self.act = nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.act(self.second(self.first(maps)) + self.shortcut(maps))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al. 2016) for small images: a 3x3 stem with stride 1 and no max pooling.
+
+    ``width`` multiplies the 64, 128, 256 and 512 filters.
+    """
+
+    def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        outputs = [filters(width, base) for base in (64, 128, 256, 512)]
+        inputs = [outputs[0], *outputs[:-1]]
+        blocks = [
+            [Residual(a, b, 1 if stage == 0 else 2), Residual(b, b, 1)]
+            for stage, (a, b) in enumerate(zip(inputs, outputs, strict=True))
+        ]
+        self.features = nn.Sequential(convolution(channels, outputs[0]), *chain(*blocks))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(outputs[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(images)))
+
+
+# ------------------------------------------------------------------------ vision transformer
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Compute ``softmax(Q K^T / sqrt(d_k)) V`` (Vaswani et al. 2017, equation 1).
+
+    Args:
+        queries: Q, ``[..., T, d_k]``.
+        keys: K, ``[..., T, d_k]``.
+        values: V, ``[..., T, d_v]``.
+
+    Returns:
+        ``[..., T, d_v]``: for each token the mean of the values, weighted by how well its query
+        matches their keys.
+    """
+    scores = queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5
+    return scores.softmax(-1) @ values
+
+
+class MultiHeadAttention(nn.Module):
+    """Attend in several subspaces at once and mix the results: ``[N, T, D]`` to ``[N, T, D]``."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project = nn.Linear(dim, 3 * dim)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count, length, dim = tokens.shape
+        projected = self.project(tokens).view(count, length, 3, self.heads, dim // self.heads)
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4)
+        attended = attend(queries, keys, values).transpose(1, 2)
+        return self.mix(attended.reshape(count, length, dim))
+
+
+class EncoderBlock(nn.Module):
+    """One pre-norm encoder block: attention, then a perceptron on each token, both residual."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(dim), MultiHeadAttention(dim, heads))
+        self.perceptron = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attention(tokens)
+        return tokens + self.perceptron(tokens)
+
+
+class ViT(nn.Module):
+    """A compact vision transformer (Dosovitskiy et al. 2021) for images of 28x28.
+
+    16 patches of 7x7, a class token, learned positions, 4 pre-norm blocks of 4 heads; the class
+    token is read out. ``width`` multiplies the 16 channels of a head.
+    """
+
+    def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        heads, patch, patches = 4, 7, 16
+        dim = heads * filters(width, 16)
+        self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, patches + 1, dim))
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads) for _ in range(4)))
+        self.norm = nn.LayerNorm(dim)
+        self.classifier = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1)
+        tokens = self.blocks(tokens + self.positions)
+        return self.classifier(self.norm(tokens[:, 0]))
+
+
+ARCHITECTURES.update(compact=Compact, logistic=Logistic, resnet18=ResNet18, vit=ViT)
+
+
+# ----------------------------------------------------------------------------------- features
+
+
+@torch.no_grad()
+def penultimate(network: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
+    """Compute the features that the read-out sees: what enters the `nn.Linear` called last.
+
+    Args:
+        network: any classifier with a linear read-out; its training mode is restored afterwards.
+        images: ``[N, C, H, W]``.
+        batch_size: images a forward pass.
+
+    Returns:
+        ``[N, D]`` on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: no linear layer.
+    """
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise ValueError(
+            f"{type(network).__name__} has no nn.Linear, so no features before a linear read-out; "
+            "read a named layer with models.record_outputs"
+        )
+    seen: dict[str, Tensor] = {}
+    handles = [m.register_forward_pre_hook(lambda _, a: seen.update(last=a[0])) for m in linears]
+    training, place = network.training, next(network.parameters()).device
+    try:
+        network.eval()
+        return torch.cat([_features(network, b.to(place), seen) for b in images.split(batch_size)])
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def _features(network: nn.Module, images: Tensor, seen: dict[str, Tensor]) -> Tensor:
+    network(images)
+    return seen["last"].flatten(1).cpu()

@@ -1,0 +1,518 @@
+"""Bring a trained classifier of your own and forget classes from it without any data.
+
+    model = own.load("mine.pt", "mine.py:network", num_classes=10, shape=(3, 32, 32))
+    synthesis = {"per_class": 100, "prior_steps": 150, "steps": 8}
+    method = {"kind": "masked_distillation", "synthesis": synthesis, "tuning": {"steps": 600}}
+    unlearned = own.unlearn(model, method, forget_classes=[3], seed=0)["model"]
+    own.save(unlearned, "mine_without_3.pt")
+
+The factory is named as text, ``package.module:function`` or ``path/to/file.py:function``, so that
+worker processes can import it too. Students are fresh networks of the same factory. Relative paths
+start at the project's folder.
+"""
+
+import hashlib
+import importlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearnlib.data.classes import check_forget_classes, forget_mask
+from unlearnlib.models import models
+from unlearnlib.models.models import CheckpointError
+from unlearnlib.pipeline import fingerprint
+from unlearnlib.pipeline.paths import root, write_atomic
+from unlearnlib.zero_shot import gkt, inversion, zero_shot
+from unlearnlib.zero_shot.zero_shot import Method
+
+NESTED = ("state_dict", "model_state_dict", "model")  # usual keys of a state dict in a checkpoint
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+
+
+class FactoryError(ValueError):
+    """A text that names no function which builds a network."""
+
+
+class Own(nn.Module):
+    """Hold a network of someone else's apart from what this library adds to networks.
+
+    Args:
+        network: maps standardised images to logits ``[N, K]``.
+        shape: ``(C, H, W)`` of an image.
+        normalise: ``mean`` and ``std`` of each channel, taken off images in [0, 1] before the
+            network sees them; None for none.
+    """
+
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, ...], normalise: dict[str, list] | None
+    ) -> None:
+        super().__init__()
+        self.network, self.shape = network, shape
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            values = torch.tensor((normalise or {}).get(name, [default])).float().view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)
+
+    def to(self, *args: Any, memory_format: Any = None, **options: Any) -> "Own":
+        """Move as any module, but keep the memory format: `view` in a `forward` relies on it."""
+        return super().to(*args, **options)
+
+
+# ------------------------------------------------------------------------------- the factory
+
+
+def code(factory: str) -> str:
+    """Return the SHA-256 of a factory's code: its file, or its module and what that imports.
+
+    Of a module the imports within its package count; of a file nothing but itself.
+
+    Raises:
+        FactoryError: malformed text, or no such file or module.
+    """
+    target, _ = _split(factory)
+    if target.endswith(".py"):
+        return hashlib.sha256(_source(target, factory)).hexdigest()
+    importing(factory)
+    return fingerprint.code(target)
+
+
+def importing(factory: str) -> Callable[..., nn.Module]:
+    """Import the function that a text names.
+
+    Raises:
+        FactoryError: malformed text, or no such file, module or function, or it fails to import.
+    """
+    target, name = _split(factory)
+    try:
+        module = _run(target, factory) if target.endswith(".py") else _module(target)
+    except FactoryError:
+        raise
+    except Exception as error:  # someone else's code fails in any way it can
+        raise FactoryError(
+            f"factory {factory!r}: {target} cannot be imported ({_short(error)}); install the "
+            "package, add its folder to PYTHONPATH, or name a file: path/to/file.py:function"
+        ) from error
+    if not callable(found := getattr(module, name, None)):
+        raise FactoryError(
+            f"factory {factory!r}: {target} has no function {name!r}; it has {_functions(module)}"
+        )
+    return found
+
+
+def _split(factory: str) -> tuple[str, str]:
+    target, _, name = str(factory).rpartition(":")
+    if not target or not name.isidentifier():
+        raise FactoryError(
+            f"factory {factory!r} names no function: write 'package.module:function' or "
+            "'path/to/file.py:function'"
+        )
+    return target, name
+
+
+def _source(target: str, factory: str) -> bytes:
+    try:
+        return (root() / Path(target).expanduser()).read_bytes()
+    except FileNotFoundError:
+        raise FactoryError(
+            f"factory {factory!r}: there is no file {target}; relative paths start at the "
+            "project's folder"
+        ) from None
+
+
+def _run(target: str, factory: str) -> ModuleType:
+    """Import a file as it is now; Python's own import might take an older compiled copy."""
+    module = ModuleType(f"own_{Path(target).stem}")
+    module.__file__ = target
+    sys.modules[module.__name__] = module  # where dataclasses look their module up
+    exec(compile(_source(target, factory), target, "exec"), module.__dict__)
+    return module
+
+
+@cache
+def _first_seen(target: str) -> str:
+    return fingerprint.code(target)
+
+
+def _module(target: str) -> ModuleType:
+    module = importlib.import_module(target)
+    if _first_seen(target) != fingerprint.code(target):
+        raise FactoryError(f"{target} changed meanwhile; restart the kernel to run the new code")
+    return module
+
+
+def _functions(module: ModuleType) -> str:
+    own = [k for k, v in vars(module).items() if callable(v) and v.__module__ == module.__name__]
+    return ", ".join(own) or "none"
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _shown(path: Path) -> str:
+    """Return a path as it reads from the project's folder."""
+    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
+
+
+def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
+    make = importing(factory)
+    try:
+        network = make(**arguments)
+    except Exception as error:
+        raise FactoryError(
+            f"factory {factory!r} failed with arguments={arguments} ({_short(error)}); give the "
+            "arguments that the trained network was built with"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise FactoryError(
+            f"factory {factory!r} returned {type(network).__name__}, not a torch.nn.Module; "
+            "name a function that returns the network"
+        )
+    return network
+
+
+def _check_fresh(model: nn.Module, again: nn.Module, factory: str) -> None:
+    """Raise FactoryError if two calls gave the same weights: a student would not start afresh."""
+    weights = [(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
+    if weights and all(torch.equal(a, b) for a, b in weights):
+        raise FactoryError(
+            f"factory {factory!r} returns the same weights at every call, so a student would not "
+            "start afresh; load no weights and set no seed inside it"
+        )
+
+
+# ---------------------------------------------------------------------------- the checkpoint
+
+
+def read_state(checkpoint: str | Path) -> dict[str, Tensor]:
+    """Read a state dict, plain or under one of the keys `NESTED`, refusing anything that runs code.
+
+    Raises:
+        CheckpointError: absent, unreadable, or something else than a state dict.
+    """
+    path = root() / Path(checkpoint).expanduser()
+    remedy = "save the state dict: torch.save(model.state_dict(), path)"
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {_shown(path)} does not exist; relative paths start at the project's folder"
+        )
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # foreign bytes make the unpickler fail in any way it can
+        raise CheckpointError(
+            f"checkpoint {_shown(path)} is damaged or holds more than tensors and plain values, as a "
+            f"pickled whole model does ({type(error).__name__}); where it was made, {remedy}"
+        ) from error
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not _is_state(content):
+        keys = f" with the keys {list(content)[:4]}" if isinstance(content, dict) else ""
+        raise CheckpointError(
+            f"checkpoint {_shown(path)} holds {type(content).__name__}{keys}, not a state dict; "
+            f"{remedy}"
+        )
+    return dict(content)
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], checkpoint: str | Path) -> None:
+    """Load a state dict into a network, without the prefixes that wrappers leave."""
+    wanted = network.state_dict()
+    for prefix in PREFIXES:
+        if not state.keys() <= wanted.keys() and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    shared = wanted.keys() & state.keys()
+    differing = {
+        "missing": [key for key in wanted if key not in state],
+        "unexpected": [key for key in state if key not in wanted],
+        "of another shape": [
+            f"{key} {list(state[key].shape)} for {list(wanted[key].shape)}"
+            for key in wanted
+            if key in shared and state[key].shape != wanted[key].shape
+        ],
+    }
+    if texts := [f"{len(k)} {kind}: {', '.join(k[:3])}" for kind, k in differing.items() if k]:
+        raise CheckpointError(
+            f"checkpoint {_shown(root() / checkpoint)} does not fit {type(network).__name__} "
+            f"({'; '.join(texts)}); give the factory and the arguments that it was trained with"
+        )
+    network.load_state_dict(state)
+
+
+@torch.no_grad()
+def _check_output(model: Own) -> None:
+    """Raise ValueError unless one forward pass gives logits ``[N, K]``."""
+    images = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    wanted, name = [2, models.num_classes(model)], type(model.network).__name__
+    try:
+        logits = model.eval()(images)
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot take images {list(images.shape)} ({_short(error)}); give shape as "
+            "[channels, height, width] of the images that it was trained on"
+        ) from error
+    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != wanted:
+        raise ValueError(
+            f"{name} maps images {list(images.shape)} to {found}, not to logits {wanted}; "
+            "set num_classes, or name a factory whose network returns the logits alone"
+        )
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"{name} gives logits that are not finite; look at the checkpoint")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2), atol=1e-4):
+        raise ValueError(
+            f"{name} gives probabilities, not logits: their sum is 1; leave out the last softmax"
+        )
+
+
+def load(
+    checkpoint: str | Path,
+    factory: str,
+    *,
+    num_classes: int,
+    shape: tuple[int, int, int],
+    arguments: dict[str, Any] | None = None,
+    normalise: dict[str, list[float]] | None = None,
+) -> Own:
+    """Load a trained classifier and check that it maps images in [0, 1] to logits ``[N, K]``.
+
+    Args:
+        checkpoint: file of a state dict, see `read_state`; with or without the prefix of
+            DataParallel or torch.compile.
+        factory: text that names a function, see `importing`; returns an untrained network.
+        num_classes: K.
+        shape: ``(C, H, W)`` of an image.
+        arguments: keywords of the factory.
+        normalise: ``mean`` and ``std`` by channel, if the network was trained on images
+            standardised so outside of it.
+
+    Returns:
+        the classifier, frozen; its ``network`` is the factory's.
+
+    Raises:
+        CheckpointError: a file that does not hold what the factory's network needs.
+        FactoryError: a factory that cannot be imported or called, or that trains or seeds itself.
+        ValueError: no logits ``[N, K]``.
+    """
+    given, shape = dict(arguments or {}), tuple(shape)
+    name = f"{factory} {json.dumps([given, shape, normalise], sort_keys=True)}"
+    models.ARCHITECTURES[name] = lambda **_: Own(_make(factory, given), shape, normalise)
+    model, again = (
+        models.build(name, channels=shape[0], num_classes=num_classes) for _ in range(2)
+    )
+    _check_fresh(model, again, factory)
+    _fill(model.network, read_state(checkpoint), checkpoint)
+    _check_output(model)
+    return models.frozen(model)
+
+
+def save(model: Own, path: Path) -> None:
+    """Write the plain state dict of the factory's network, at once or not at all."""
+    state = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(root() / path, buffer.getvalue())
+
+
+def load_images(
+    path: str | Path, *, num_classes: int, shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Read test images ``[N, C, H, W]`` in [0, 1] and labels ``[N]`` from an ``.npz`` file.
+
+    Bytes are divided by 255; ``[N, H, W]`` is taken for one channel.
+
+    Raises:
+        ValueError: absent, without ``images`` and ``labels``, or not as the model takes them.
+    """
+    file = root() / Path(path).expanduser()
+    try:
+        with np.load(file) as content:
+            images, labels = (torch.from_numpy(content[name]) for name in ("images", "labels"))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{_shown(file)} holds no test images ({_short(error)}); write them with "
+            "numpy.savez(path, images=images, labels=labels)"
+        ) from error
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    images = images.unsqueeze(1) if images.dim() == 3 else images
+    if images.shape != (len(labels), *shape) or not 0 <= images.min() <= images.max() <= 1:
+        raise ValueError(
+            f"{_shown(file)}: {len(labels)} labels, images {list(images.shape)} from "
+            f"{images.min():.3g} to {images.max():.3g}; give [N, {', '.join(map(str, shape))}], "
+            "bytes or values in [0, 1]"
+        )
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"{_shown(file)}: labels from {labels.min()} to {labels.max()}; give class numbers "
+            f"from 0 to {num_classes - 1}"
+        )
+    return images, labels.long()
+
+
+# -------------------------------------------------------------------------------- unlearning
+
+
+def not_applicable(model: Own, method: Method) -> str | None:
+    """Tell why a method cannot serve a model, or return None where it can."""
+    parts, name = zero_shot.settings_of(method).values(), type(model.network).__name__
+
+    def asks(*keys: str) -> bool:
+        return any(getattr(part, key, 0) for part in parts for key in keys)
+
+    reads_statistics = asks("prior_steps", "statistics_weight", "freeze_statistics")
+    if reads_statistics and not _has_statistics(model):
+        return f"reads BatchNorm running statistics in place of data, and {name} keeps none"
+    if asks("attention_weight") and not _has_attention(model):
+        return f"attends to activation modules such as nn.ReLU, and {name} does not call any"
+    if (method["kind"] == "gkt" or asks("prior_steps")) and not _can_be_drawn(model):
+        height, width = model.shape[1:]
+        return f"its generator draws sides that are multiples of 4, not {height} x {width}"
+    return None
+
+
+def _has_statistics(model: Own) -> bool:
+    """Tell whether there are BatchNorm layers with statistics, and each is called."""
+    with models.record_inputs(models.tracked_batch_norms(model)) as fed:
+        _pass(model)
+    return bool(fed) and all(x.numel() for x in fed)
+
+
+def _has_attention(model: Own) -> bool:
+    """Tell whether there are activation modules, and each is called."""
+    layers = [n for n, module in model.named_modules() if isinstance(module, models.ACTIVATIONS)]
+    with models.record_outputs(model, layers) as outputs:
+        _pass(model)
+    return bool(layers) and outputs.keys() == set(layers)
+
+
+def _can_be_drawn(model: Own) -> bool:
+    return not any(side % 4 for side in model.shape[1:])
+
+
+def _pass(model: Own) -> None:
+    models.predict(model, torch.zeros(2, *model.shape))
+
+
+def unlearn(
+    model: Own, method: Method, *, forget_classes: list[int], seed: int
+) -> dict[str, nn.Module | Tensor]:
+    """Forget classes from a classifier by a zero-shot method.
+
+    Args:
+        model: of `load`; stays as it is.
+        method: ``kind``, and the keywords of its parts, see `zero_shot.KINDS`.
+        forget_classes: class numbers.
+        seed: of everything random, a student's first weights included.
+
+    Returns:
+        ``model``, the unlearned classifier, and ``pictures``: up to 10 of the images that it
+        learnt from, bytes ``[n, C, H, W]``; none of masked distillation.
+
+    Raises:
+        ValueError: forget classes that are not there, or all; a method that is not applicable.
+        FloatingPointError: a loss that is not finite.
+    """
+    classes = list(check_forget_classes(forget_classes, models.num_classes(model)))
+    if reason := not_applicable(model, method):
+        raise ValueError(f"{method['kind']} is not applicable: {reason}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network, images = zero_shot.unlearn(
+            model, method, forget_classes=classes, shape=model.shape, seed=seed
+        )
+    spread = images[:: max(1, len(images) // 10)][:10]
+    return {"model": network, "pictures": gkt.to_bytes(spread.float())}
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run one method of a sweep on an own model.
+
+    Args:
+        spec: the arguments of `load`, ``checkpoint`` as a path; ``code`` of the factory, so that
+            a changed factory runs again; ``method``, ``forget_classes``, ``seed`` of `unlearn`.
+
+    Returns:
+        ``model`` (packed) and ``pictures``; or ``failed``, why the method came to no end.
+
+    Raises:
+        ValueError: what `load` raises, or other code than the spec says.
+    """
+    model = load_spec(spec)
+    zero_shot.settings_of(spec["method"])  # mistakes are not failures
+    check_forget_classes(spec["forget_classes"], models.num_classes(model))
+    options = {key: spec[key] for key in ("forget_classes", "seed")}
+    try:
+        result = unlearn(model, spec["method"], **options)
+    except (FloatingPointError, ValueError) as error:
+        return {"failed": str(error)}
+    return result | {"model": models.pack(result["model"])}
+
+
+def load_spec(spec: dict[str, Any]) -> Own:
+    """Load the model of a spec, see `run`."""
+    if spec["code"] != code(spec["factory"]):
+        raise ValueError(f"{spec['factory']} changed meanwhile; run again")
+    keys = ("checkpoint", "factory", "num_classes", "shape", "arguments", "normalise")
+    return load(**{key: spec[key] for key in keys})
+
+
+# ------------------------------------------------------------------------ signs without data
+
+
+def run_drawing(spec: dict[str, Any]) -> dict[str, Any]:
+    """Draw images of every class from the model, to compare answers on where there is no data.
+
+    What the model cannot serve, BatchNorm statistics or the generator, is left out.
+
+    Args:
+        spec: the model as in `run`; ``synthesis`` (keywords of `inversion.Synthesis`), ``seed``.
+
+    Returns:
+        ``images`` ``[N, C, H, W]`` as bytes.
+    """
+    model, settings = load_spec(spec), inversion.Synthesis(**spec["synthesis"])
+    if not _has_statistics(model):
+        settings = replace(settings, statistics_weight=0.0, prior_steps=0)
+    if not _can_be_drawn(model):
+        settings = replace(settings, prior_steps=0)
+    images, _ = inversion.synthesise(
+        model, forget_classes=[], num_classes=models.num_classes(model), shape=model.shape,
+        settings=settings, seed=spec["seed"],
+    )  # fmt: skip
+    return {"images": images}
+
+
+def signs(
+    original: nn.Module, unlearned: nn.Module, images: Tensor, forget_classes: list[int]
+) -> dict[str, float]:
+    """Compare the answers of two models on images ``[N, C, H, W]`` in [0, 1], without labels.
+
+    Returns:
+        in percent, NaN where there is no such image: ``leak``, the mean probability that the
+        unlearned model gives the forgotten classes on images that the original names so;
+        ``agreement``, the share of the others that both name alike.
+    """
+    named, answers = (models.predict(m, images) for m in (original, unlearned))
+    gone = forget_mask(named.argmax(1), forget_classes)
+    leak = answers.softmax(1)[:, list(forget_classes)].sum(1)[gone].mean()
+    agree = (answers.argmax(1) == named.argmax(1))[~gone].float().mean()
+    return {"leak": 100 * leak.item(), "agreement": 100 * agree.item()}

@@ -1,0 +1,143 @@
+"""Draw images from latents, and teach the drawing what a classifier remembers of its data.
+
+The generator is the one of gated knowledge transfer (arXiv 2201.05629); `train_prior` is an
+addition of this study: it reads the teacher's BatchNorm running statistics, as DeepInversion does
+(arXiv 1912.08795), so it needs no data.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnlib.models import models
+from unlearnlib.models.steps import finite
+from unlearnlib.pipeline.progress import track
+
+CLIP_NORM = 5.0  # of the gradient, as published
+
+
+class Generator(nn.Module):
+    """Draw images ``[N, C, H, W]`` from latents ``[N, latent_size]``, as in the published code.
+
+    Args:
+        latent_size: length of z.
+        channels: filters of the first blocks (128 as published).
+        shape: ``(C, H, W)`` of the images; H and W must be multiples of 4.
+        output: ``"standardised"`` (BatchNorm without scale: mean 0, deviation 1, as published) or
+            ``"sigmoid"`` (pixels in [0, 1] with a low first bias, so that it starts dark).
+    """
+
+    def __init__(
+        self, latent_size: int, channels: int, shape: tuple[int, int, int], *, output: str
+    ) -> None:
+        super().__init__()
+        self.latent_size = latent_size
+        planes, height, width = shape
+        if height % 4 or width % 4:
+            raise ValueError(
+                f"images of {height} x {width} cannot be drawn; sides must be multiples of 4"
+            )
+        last = nn.Conv2d(channels // 2, planes, 3, padding=1)
+        if output == "sigmoid":
+            nn.init.constant_(last.bias, -2.0)
+        elif output != "standardised":
+            raise ValueError(
+                f"unknown generator output {output!r}; choose 'standardised' or 'sigmoid'"
+            )
+        self.layers = nn.Sequential(
+            nn.Linear(latent_size, channels * height * width // 16),
+            nn.Unflatten(1, (channels, height // 4, width // 4)),
+            nn.BatchNorm2d(channels),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(channels, channels // 2, 3, padding=1),
+            nn.BatchNorm2d(channels // 2),
+            nn.LeakyReLU(0.2),
+            last,
+            nn.Sigmoid() if output == "sigmoid" else nn.BatchNorm2d(planes, affine=False),
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents)
+
+
+def statistics_distance(inputs: list[Tensor], layers: list[nn.Module]) -> Tensor:
+    """Measure how far batch statistics lie from running ones, summed over BatchNorm layers.
+
+    Σ_l ‖μ_l(x) − μ̂_l‖₂ + ‖σ²_l(x) − σ̂²_l‖₂ (DeepInversion, arXiv 1912.08795, equation 4).
+
+    Args:
+        inputs: what each layer was fed, ``[N, C, ...]``, in the order of `layers`.
+        layers: BatchNorm layers with running statistics.
+    """
+    total = torch.zeros(())
+    for x, layer in zip(inputs, layers, strict=True):
+        dims = [d for d in range(x.dim()) if d != 1]
+        variance, mean = torch.var_mean(x, dims, correction=0)
+        total = total.to(x.device) + torch.linalg.vector_norm(mean - layer.running_mean)
+        total = total + torch.linalg.vector_norm(variance - layer.running_var)
+    return total
+
+
+def imbalance(logits: Tensor) -> Tensor:
+    """Compute the negative entropy in nats of the batch-mean prediction: least when classes balance."""
+    mean = logits.softmax(1).mean(0)
+    return (mean * mean.clamp_min(1e-12).log()).sum()
+
+
+def latents(count: int, size: int, *, generator: torch.Generator) -> Tensor:
+    """Draw standard normal latents ``[count, size]``, on the device of the run."""
+    return torch.randn((count, size), generator=generator).to(models.device())
+
+
+def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """Take one step of gradient descent with a clipped gradient; return the loss before it.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+    """
+    value = finite(loss)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM, error_if_nonfinite=True)
+    optimizer.step()
+    return value
+
+
+def train_prior(
+    teacher: nn.Module,
+    network: Generator,
+    *,
+    steps: int,
+    rate: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Train a generator in place on what the teacher remembers of its data.
+
+    Minimises the `statistics_distance` of the teacher's BatchNorm layers, the cross-entropy of its
+    prediction to its own most likely class, and twice `imbalance`.
+
+    Args:
+        teacher: in evaluation mode, with BatchNorm running statistics unless `steps` is 0.
+        network: drawn from; left in training mode.
+        steps: of Adam at the learning rate `rate`, on `batch_size` latents each.
+        generator: of the latents.
+
+    Returns:
+        the loss before each step.
+    """
+    norms = models.batch_norms(teacher) if steps else []
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    losses = []
+    for _ in track(range(steps), "generator prior"):
+        z = latents(batch_size, network.latent_size, generator=generator)
+        with models.record_inputs(norms) as fed:
+            logits = teacher(network(z))
+        certain = F.cross_entropy(logits, logits.argmax(1))
+        loss = statistics_distance(fed, norms) + certain + 2 * imbalance(logits)
+        losses.append(descend(network, optimizer, loss))
+    return losses
