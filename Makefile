@@ -41,13 +41,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 repro: $(STAMP) ## run the study (PROFILE=quick, standard or paper) and build its report
-	$(RUN) unlearnlib.pipeline.pipeline $(PROFILE)
+	$(RUN) unlearnlib.pipeline $(PROFILE)
 
 status: $(STAMP) ## say which stages are out of date
 	$(RUN) dvc status
 
 report: $(STAMP) ## build the HTML pages of PROFILE from its executed notebooks
-	$(RUN) unlearnlib.report.report --profile $(PROFILE)
+	$(RUN) unlearnlib.report --profile $(PROFILE)
 
 test: $(STAMP) ## run every test, the quick profile from end to end included
 	$(RUN) pytest

@@ -29,7 +29,7 @@ def tables() -> Iterator[Path]:
     selected = ROOT / "params" / "profiles.yaml"
     before = selected.read_bytes()
     try:
-        run("unlearnlib.pipeline.pipeline", "quick")
+        run("unlearnlib.pipeline", "quick")
         yield ROOT / "reports" / "quick" / "tables"
     finally:
         selected.write_bytes(before)

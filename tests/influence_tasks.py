@@ -6,7 +6,7 @@ from torch.func import functional_call, hessian
 
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import SQUARED, Objective
-from unlearnlib.models.networks import Logistic
+from unlearnlib.models.architectures import Logistic
 
 EXACT = 1e-6
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.data import data
+from unlearnlib.data import datasets
 from unlearnlib.models import models
 
 SHAPE = (2, 8, 12)
@@ -99,7 +99,7 @@ def lines(path: Path, *, test: int = 30) -> Path:
         images = randomness.integers(0, 50, (count, 28, 28), dtype=np.uint8)
         images[np.arange(count), 2 * labels + 4] = 255
         parts += [images, labels.astype(np.int64)]
-    data.save(data.Dataset("toy", "Toy", *parts), path)
+    datasets.save(datasets.Dataset("toy", "Toy", *parts), path)
     return path
 
 

@@ -9,12 +9,12 @@ import torch
 from toys import lines
 
 from unlearnlib.arena import arena, arena_tables, scores
-from unlearnlib.data import data
-from unlearnlib.influence import curvature, influence
+from unlearnlib.data import datasets
+from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense
 from unlearnlib.models import models
-from unlearnlib.zero_shot import zero_shot
+from unlearnlib.zero_shot import methods
 
 CLASS = {"name": "class_0", "classes": [0]}
 GROUP = {"name": "group", "mode": "random", "label": None, "size": 20, "seed": 3}
@@ -67,7 +67,7 @@ def influencing(place: Path, **changes: object) -> dict:
 
 
 def test_a_request_takes_all_of_a_class_or_the_items_of_a_group(place: Path):
-    dataset = data.load(place / "mnist.npz")
+    dataset = datasets.load(place / "mnist.npz")
     items = arena.items_of(dataset, None, CLASS)
     assert (items.labels[items.forgotten] == 0).all()
     assert not (items.labels[items.kept] == 0).any()
@@ -79,7 +79,7 @@ def test_a_request_takes_all_of_a_class_or_the_items_of_a_group(place: Path):
 
 
 def test_a_part_of_the_training_split_is_the_same_for_every_request(place: Path):
-    dataset = data.load(place / "mnist.npz")
+    dataset = datasets.load(place / "mnist.npz")
     one, other = (arena.items_of(dataset, 90, request) for request in (CLASS, GROUP))
     assert torch.equal(one.images, other.images)
     assert len(one.labels) == 90
@@ -96,7 +96,7 @@ def test_a_part_of_the_training_split_is_the_same_for_every_request(place: Path)
 )
 def test_bad_requests_are_refused(place: Path, count: int | None, request_: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        arena.items_of(data.load(place / "mnist.npz"), count, request_)
+        arena.items_of(datasets.load(place / "mnist.npz"), count, request_)
 
 
 def test_methods_without_data_do_not_take_groups():
@@ -128,7 +128,7 @@ def test_a_baseline_forgets(place: Path):
         arena.run_baseline(baseline(place, CLASS, method="magic"))
 
 
-@pytest.mark.parametrize("kind", zero_shot.KINDS)
+@pytest.mark.parametrize("kind", methods.KINDS)
 def test_zero_shot_methods_read_the_model_alone(place: Path, kind: str):
     synthesis = {"per_class": 4, "steps": 2, "batch_size": 18}
     parts = {
@@ -167,13 +167,13 @@ def test_influence_serves_several_requests_from_one_matrix(place: Path):
 def test_newton_of_the_arena_is_that_of_the_kept_part_of_the_sample(place: Path):
     everything = influencing(place, methods=["newton"], requests=[CLASS], curvature_items=200)
     found = arena.run_influence(everything)["models"]["class_0"]["newton"]
-    items = arena.items_of(data.load(place / "mnist.npz"), None, CLASS)
+    items = arena.items_of(datasets.load(place / "mnist.npz"), None, CLASS)
     original = models.load(place / "original.pt").eval()
     objective = Objective(original, items.images, items.labels, l2=1e-3)
     matrix = curvature.gauss_newton(objective, index=items.kept)
     gradient = curvature.gradient_sum(objective, index=items.forgotten)
     sizes = {"items": 200, "removed": len(items.forgotten)}
-    expected = influence.newton(gradient, Dense(matrix, 0.05), **sizes).delta
+    expected = estimators.newton(gradient, Dense(matrix, 0.05), **sizes).delta
     moved = curvature.flatten(models.unpack(found)) - curvature.flatten(original)
     torch.testing.assert_close(moved.double(), expected, rtol=1e-3, atol=1e-5)
 
@@ -182,11 +182,11 @@ def test_second_order_of_the_arena_is_influences_own(place: Path):
     """With all items in the sample there is one form of the estimator."""
     spec = influencing(place, methods=["second_order"], requests=[CLASS], curvature_items=200)
     found = arena.run_influence(spec)["models"]["class_0"]["second_order"]
-    items = arena.items_of(data.load(place / "mnist.npz"), None, CLASS)
+    items = arena.items_of(datasets.load(place / "mnist.npz"), None, CLASS)
     original = models.load(place / "original.pt").eval()
     objective = Objective(original, items.images, items.labels, l2=1e-3)
     system = Dense(curvature.gauss_newton(objective), 0.05)
-    expected = influence.estimate("second_order", objective, items.forgotten, system).delta
+    expected = estimators.estimate("second_order", objective, items.forgotten, system).delta
     moved = curvature.flatten(models.unpack(found)) - curvature.flatten(original)
     torch.testing.assert_close(moved.double(), expected, rtol=1e-3, atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_a_group_that_is_not_in_the_sample_has_no_curvature(place: Path):
 
 
 def sets(place: Path, request: dict = CLASS) -> scores.Sets:
-    return scores.sets_of(data.load(place / "mnist.npz"), request, items=None, most=50)
+    return scores.sets_of(datasets.load(place / "mnist.npz"), request, items=None, most=50)
 
 
 def listen(place: Path, name: str, request: dict = CLASS) -> scores.Said:

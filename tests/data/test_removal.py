@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from toys import stripes, taught
 
-from unlearnlib.data import data, removal
+from unlearnlib.data import datasets, removal
 from unlearnlib.models import models
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
@@ -63,7 +63,7 @@ def test_the_rest_is_what_stays():
 def test_measures_are_of_the_group_and_the_held_out_splits(monkeypatch: pytest.MonkeyPatch):
     network = taught(monkeypatch)
     parts = {"train": stripes(30), "validation": stripes(20, seed=1), "test": stripes(25, seed=2)}
-    monkeypatch.setattr(data, "split", lambda _, name: parts[name])
+    monkeypatch.setattr(datasets, "split", lambda _, name: parts[name])
     group = torch.tensor([0, 5, 7])
     found = removal.measure(network, None, group)
     images, labels = parts["train"]

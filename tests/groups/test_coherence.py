@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from unlearnlib.groups import coherence
-from unlearnlib.influence import curvature, influence
+from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.solvers import Dense
 from unlearnlib.models import models
 
@@ -42,7 +42,7 @@ def test_the_norm_is_that_of_a_removal_without_its_scale():
     system = Dense(curvature.gauss_newton(objective), 0.0)
     grams, _ = coherence.influence_grams(objective, system, torch.tensor([4]))
     gradient = curvature.gradient_sum(objective, index=torch.tensor([4]))
-    update = influence.first_order(gradient, system, items=objective.items, removed=1)
+    update = estimators.first_order(gradient, system, items=objective.items, removed=1)
     expected = (objective.items - 1) * update.delta.norm()
     assert coherence.norms(grams["item"]).item() == pytest.approx(expected.item())
 

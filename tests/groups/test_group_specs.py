@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import lines
 
-from unlearnlib.data import data, removal
+from unlearnlib.data import datasets, removal
 from unlearnlib.groups import group_specs
 from unlearnlib.models import models, retraining
 
@@ -26,7 +26,7 @@ def test_requests_are_of_every_label_and_size_under_names_of_their_own():
 
 
 def test_shares_are_of_the_class_or_of_all(tmp_path):
-    dataset = data.load(lines(tmp_path / "mnist.npz"))  # twenty training images a class
+    dataset = datasets.load(lines(tmp_path / "mnist.npz"))  # twenty training images a class
     rows = [request | {"self_loss": 1.0} for request in group_specs.requests(**WANTED, seed=0)]
     table = group_specs.tidy(rows[::-1], dataset)
     assert table["percent"].tolist() == [25.0, 50.0, 25.0, 50.0, 20.0]
@@ -68,10 +68,10 @@ def test_unseen_losses_are_of_each_class_and_of_all(tmp_path):
     result = retraining.run(spec | {"batch_size": 50, "learning_rate": 0.01, "l2": 0.0})
     original = tmp_path / "original.pt"
     torch.save({"key": "", "spec": {}, "seconds": 0.0, "result": result}, original)
-    dataset = data.load(file)
+    dataset = datasets.load(file)
     found = group_specs.unseen_loss({7: {"original": original}}, dataset)
     assert set(found) == {(7, "all"), *((7, str(k)) for k in range(10))}
-    images, labels = data.split(dataset, "validation")
+    images, labels = datasets.split(dataset, "validation")
     expected = removal.score(models.load(original), images, labels)["loss"]
     assert found[7, "all"] == pytest.approx(expected)
     classes = [found[7, str(k)] for k in range(10)]  # as many images of each

@@ -9,9 +9,9 @@ from torch import Tensor
 from toys import lines
 
 from unlearnlib.groups import ladder
-from unlearnlib.groups.groups import random_group
+from unlearnlib.groups.geometry import random_group
 from unlearnlib.groups.ladder import Setting
-from unlearnlib.influence import curvature, influence
+from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.solvers import Dense
 from unlearnlib.models import retraining
 
@@ -71,7 +71,7 @@ def test_the_response_is_the_minimum_of_its_definition():
 def test_training_near_ends_at_the_minimum_of_its_definition():
     prepared = setting()
     objective, expected = prepared.objective, minimum(prepared, bregman=False)
-    kept = influence.without(objective, GROUP)
+    kept = estimators.without(objective, GROUP)
     near = ladder.train_near(
         objective.network, kept.inputs, kept.targets, damping=DAMPING, l2=objective.l2,
         epochs=300, batch_size=kept.items, learning_rate=0.01, seed=0,
@@ -85,7 +85,7 @@ def test_newton_is_the_first_gauss_newton_step_of_the_response():
     prepared = setting()
     newton = ladder.steps(prepared, GROUP)["newton"]["delta"]
     objective = prepared.objective
-    left = influence.without(objective, GROUP)
+    left = estimators.without(objective, GROUP)
     matrix = curvature.gauss_newton(left) + DAMPING * torch.eye(len(newton)).double()
     right = curvature.gradient_sum(objective, index=GROUP) / left.items
     torch.testing.assert_close(newton, torch.linalg.solve(matrix, right), rtol=1e-4, atol=1e-7)

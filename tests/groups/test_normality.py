@@ -8,7 +8,7 @@ import toys
 from matplotlib.cbook import boxplot_stats
 from scipy import stats
 
-from unlearnlib.groups import groups, normality
+from unlearnlib.groups import geometry, normality
 from unlearnlib.models import models
 
 
@@ -28,7 +28,7 @@ def test_an_ideal_sample_is_normal_by_every_measure():
     assert found["skewness"] == pytest.approx(0, abs=1e-9)
     assert found["excess_kurtosis"] == pytest.approx(0, abs=0.05)
     assert found["qq_correlation"] == pytest.approx(1, abs=1e-3)
-    for part in groups.PARTS:
+    for part in geometry.PARTS:
         assert found[f"{part}_percent"] == pytest.approx(100 * normality.EXPECTED[part], abs=0.3)
 
 
@@ -82,7 +82,7 @@ def test_quantiles_of_a_normal_sample_lie_on_the_diagonal():
 
 
 def test_the_published_numbers_are_whole():
-    shares = [normality.PUBLISHED[f"{part}_percent"] for part in groups.PARTS]
+    shares = [normality.PUBLISHED[f"{part}_percent"] for part in geometry.PARTS]
     assert sum(shares) == pytest.approx(100)
     # two degrees of freedom: the published statistic has the published p-value
     assert stats.chi2.sf(normality.PUBLISHED["dagostino_k2"], 2) == pytest.approx(
@@ -116,7 +116,7 @@ def test_a_run_has_a_row_for_every_label_and_metric(tmp_path: Path):
     spec = {"data": file, "original": original, "seed": 0}
     result = normality.run(spec | {"points": 9, "sizes": [10, 5000], "draws": 3})
     keys = [(row["metric"], row["label"]) for row in result["rows"]]
-    assert keys == [(metric, label) for metric in groups.METRICS for label in range(10)]
+    assert keys == [(metric, label) for metric in geometry.METRICS for label in range(10)]
     assert {row["n"] for row in result["rows"]} == {20}
     assert len(result["boxes"]) == len(result["quantiles"]) == len(keys)
     assert {row["size"] for row in result["rejections"]} == {10}

@@ -9,9 +9,9 @@ import torch
 import toys
 from torch import nn
 
-from unlearnlib.data import data
+from unlearnlib.data import datasets
 from unlearnlib.groups import probes
-from unlearnlib.models import models, networks
+from unlearnlib.models import architectures, models
 
 
 def blobs(count: int, *, seed: int, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_attention_weights_are_those_that_the_network_uses():
     assert weights.shape == (3, 4, 4, 17, 17)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 4, 17))
     # rebuild the last layer's output from its weights
-    layer = [m for m in network.modules() if isinstance(m, networks.MultiHeadAttention)][-1]
+    layer = [m for m in network.modules() if isinstance(m, architectures.MultiHeadAttention)][-1]
     with models.record_inputs([layer]) as tokens, torch.no_grad():
         network(images)
         values = layer.project(tokens[0]).view(3, 17, 3, 4, -1).permute(2, 0, 3, 1, 4)[2]
@@ -104,7 +104,7 @@ def test_equal_tokens_attend_to_all_alike():
     network = models.build("vit", width=0.25).eval()
     with torch.no_grad():
         for layer in network.modules():
-            if isinstance(layer, networks.MultiHeadAttention):
+            if isinstance(layer, architectures.MultiHeadAttention):
                 layer.project.weight.zero_()
     weights = probes.attention_weights(network, torch.rand(2, 1, 28, 28))
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 17))
@@ -154,6 +154,6 @@ def test_a_run_probes_a_model_and_pixels(tmp_path: Path):
     assert "model_accuracy" not in pixels
     assert {type(value) for value in model.values()} == {int, float}
     assert pixels["probe_accuracy"] == 100  # one bright pixel tells the class
-    images, labels = data.split(data.load(file), "test")
+    images, labels = datasets.split(datasets.load(file), "test")
     right = models.predict(models.load(original), images).argmax(1) == labels
     assert model["model_accuracy"] == pytest.approx(100 * right.double().mean().item())

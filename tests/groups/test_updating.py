@@ -7,8 +7,8 @@ import torch
 from toys import lines
 
 from unlearnlib.data import removal
-from unlearnlib.groups import groups, updating
-from unlearnlib.influence import curvature, influence, selection
+from unlearnlib.groups import geometry, updating
+from unlearnlib.influence import criteria, curvature, estimators
 from unlearnlib.influence.solvers import Dense
 from unlearnlib.models import models, retraining
 
@@ -45,7 +45,7 @@ def test_the_stored_curvature_is_the_gauss_newton_matrix(spec: dict):
     assert slope == pytest.approx(curvature.gradient_sum(objective).norm().item() / 200)
 
 
-@pytest.mark.parametrize("name", [*influence.ESTIMATORS, updating.SECOND])
+@pytest.mark.parametrize("name", [*estimators.ESTIMATORS, updating.SECOND])
 def test_one_step_is_the_estimators(spec: dict, name: str):
     dataset, objective = updating.objective_of(spec)
     system = updating.system_of(spec)
@@ -53,17 +53,17 @@ def test_one_step_is_the_estimators(spec: dict, name: str):
     assert [row["estimator"] for row in rows] == ["none", name] * 2
     for request, before, row in zip((COHERENT, RANDOM), rows[::2], rows[1::2], strict=True):
         group, options = removal.draw(objective.targets, request), {}
-        if name in influence.PARTIAL:
+        if name in estimators.PARTIAL:
             chosen = objective.inputs[group], objective.targets[group]
-            options["mask"] = selection.select(
+            options["mask"] = criteria.select(
                 "top_gradients", objective.network, *chosen, ratio=0.2, seed=0
             )
         known = "second_order" if name == updating.SECOND else name
-        update = influence.estimate(
+        update = estimators.estimate(
             known, objective, group, system, third=name == updating.SECOND, **options
         )
         assert row["change"] == pytest.approx(update.delta.norm().item(), rel=1e-4)
-        moved = influence.apply_update(objective.network, update.delta)
+        moved = estimators.apply_update(objective.network, update.delta)
         expected = removal.measure(moved, dataset, group)
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-3)
         assert request.items() <= row.items()
@@ -80,14 +80,14 @@ def test_steps_recompute_gradient_and_curvature_where_they_are(spec: dict):
     network, row = updating.follow(
         objective, solvers, [("a", first), ("b", second)], spec=whole, done={}
     )
-    update = influence.estimate("first_order", objective, first, system)
-    moved = influence.apply_update(objective.network, update.delta)
-    rest = influence.without(
+    update = estimators.estimate("first_order", objective, first, system)
+    moved = estimators.apply_update(objective.network, update.delta)
+    rest = estimators.without(
         curvature.Objective(moved, objective.inputs, objective.targets, l2=objective.l2), first
     )
     local = Dense(curvature.gauss_newton(rest), system.damping)
-    update = influence.estimate("first_order", rest, torch.arange(15), local)
-    expected = curvature.flatten(influence.apply_update(moved, update.delta))
+    update = estimators.estimate("first_order", rest, torch.arange(15), local)
+    expected = curvature.flatten(estimators.apply_update(moved, update.delta))
     torch.testing.assert_close(curvature.flatten(network), expected, rtol=1e-3, atol=1e-5)
     assert 0 < row["residual"] < 1e-6
     assert row["iterations"] > 0
@@ -106,7 +106,7 @@ def test_orders_share_what_they_have_in_common(spec: dict):
 
 
 def test_every_scheme_removes_the_whole_group_or_its_moderate_part():
-    parts = groups.partition(torch.randn(60, generator=torch.Generator().manual_seed(0)))
+    parts = geometry.partition(torch.randn(60, generator=torch.Generator().manual_seed(0)))
     found = list(updating.schemes(parts, 60, seed=0))
     assert [name for name, *_ in found] == [
         *["three_step"] * 6, "moderate_only", "random_split",

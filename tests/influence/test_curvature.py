@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Loss, Objective
-from unlearnlib.models import models, networks
+from unlearnlib.models import architectures, models
 
 GROUP = torch.tensor([3, 17, 4, 21, 9])
 
@@ -203,7 +203,7 @@ def test_a_loss_of_ones_own_is_plugged_in():
 
 def test_single_precision_networks_are_summed_in_double():
     double = logistic()
-    network = networks.Logistic(num_classes=3, side=2).eval()
+    network = architectures.Logistic(num_classes=3, side=2).eval()
     curvature.assign(network, curvature.flatten(double.network))
     single = replace(double, network=network, inputs=double.inputs.float())
     close(curvature.gauss_newton(single), curvature.gauss_newton(double), tolerance=EXACT)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from toys import lines, record
 
-from unlearnlib.data import data
+from unlearnlib.data import datasets
 from unlearnlib.measures import evaluation
 from unlearnlib.models import models, training
 from unlearnlib.zero_shot import gkt
@@ -23,7 +23,7 @@ def network(dataset: Path, *, epochs: int) -> torch.nn.Module:
     torch.manual_seed(0)
     found = models.build("lenet5", width=0.5)
     recipe = {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.0, "seed": 0}
-    training.fit(found, *data.split(data.load(dataset), "train"), epochs=epochs, **recipe)
+    training.fit(found, *datasets.split(datasets.load(dataset), "train"), epochs=epochs, **recipe)
     return found.eval()
 
 

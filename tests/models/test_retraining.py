@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from toys import lines, states_equal, stripes
 
-from unlearnlib.data import data
+from unlearnlib.data import datasets
 from unlearnlib.influence import curvature
 from unlearnlib.models import models, retraining
-from unlearnlib.models.networks import Logistic
+from unlearnlib.models.architectures import Logistic
 
 RECIPE = {"epochs": 2, "batch_size": 50, "learning_rate": 0.01, "l2": 1e-3}
 
@@ -89,8 +89,8 @@ def test_a_warm_start_begins_at_the_model_that_it_names(
 def test_a_run_learns_and_measures_itself_on_all_its_images(folder: Path):
     found = retraining.run(spec(folder, epochs=30, batch_size=20))
     assert found["losses"][-1] < found["losses"][0] / 2
-    network, dataset = models.unpack(found["model"]), data.load(folder / "mnist.npz")
-    images, labels = data.split(dataset, "train")
+    network, dataset = models.unpack(found["model"]), datasets.load(folder / "mnist.npz")
+    images, labels = datasets.split(dataset, "train")
     expected = 100 * (models.predict(network, images).argmax(1) == labels).float().mean().item()
     assert found["scores"]["self_accuracy"] == pytest.approx(expected)
     assert expected > 80

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from toys import lines, states_equal, stripes, tiny
 
-from unlearnlib.data import data
-from unlearnlib.models import models, steps, training
+from unlearnlib.data import datasets
+from unlearnlib.models import loops, models, training
 
 RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.01}
 
@@ -39,7 +39,7 @@ def test_shift_moves_the_whole_batch_and_reaches_every_offset():
     expected = [moved(images.numpy(), *offset) for offset in offsets]
     seen = set()
     for _ in range(100):
-        found = steps.shift(images, pixels=1, generator=randomness).numpy()
+        found = loops.shift(images, pixels=1, generator=randomness).numpy()
         (match,) = [i for i, e in enumerate(expected) if np.array_equal(found, e)]
         seen.add(match)
     assert seen == set(range(9))
@@ -47,25 +47,25 @@ def test_shift_moves_the_whole_batch_and_reaches_every_offset():
 
 def test_no_shift_draws_nothing():
     images, randomness = torch.rand(3, 1, 5, 5), generator()
-    assert steps.shift(images, pixels=0, generator=randomness) is images
+    assert loops.shift(images, pixels=0, generator=randomness) is images
     assert torch.equal(randomness.get_state(), generator().get_state())
 
 
 def test_an_epoch_of_batches_is_a_new_order_of_all_indices():
-    found = list(steps.batches(12, batch_size=4, steps=9, generator=generator()))
+    found = list(loops.batches(12, batch_size=4, steps=9, generator=generator()))
     epochs = [torch.cat(found[i : i + 3]).tolist() for i in (0, 3, 6)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_remainder_waits_for_a_new_order():
-    found = list(steps.batches(7, batch_size=3, steps=5, generator=generator()))
+    found = list(loops.batches(7, batch_size=3, steps=5, generator=generator()))
     assert [len(index) for index in found] == [3] * 5
     assert len(set(torch.cat(found[:2]).tolist())) == len(set(torch.cat(found[2:4]).tolist())) == 6
 
 
 def test_a_batch_is_at_most_all_there_is():
-    (found,) = steps.batches(3, batch_size=8, steps=1, generator=generator())
+    (found,) = loops.batches(3, batch_size=8, steps=1, generator=generator())
     assert sorted(found.tolist()) == [0, 1, 2]
 
 
@@ -147,10 +147,10 @@ def test_a_loss_that_is_not_finite_stops_training(monkeypatch: pytest.MonkeyPatc
 
 
 def test_finite_returns_the_number_or_raises():
-    assert steps.finite(torch.tensor(2.5)) == 2.5
+    assert loops.finite(torch.tensor(2.5)) == 2.5
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(FloatingPointError, match=f"the loss is {value}"):
-            steps.finite(torch.tensor(value))
+            loops.finite(torch.tensor(value))
 
 
 # -------------------------------------------------------------------------- a run of a sweep
@@ -167,7 +167,7 @@ def test_a_run_leaves_classes_out_and_tests_the_rest(tmp_path: Path):
     assert len(result["losses"]) == 6
     network = models.unpack(result["model"])
     assert network.architecture["width"] == 0.5
-    images, labels = data.split(data.load(dataset), "validation")
+    images, labels = datasets.split(datasets.load(dataset), "validation")
     predicted = network.eval()(images).argmax(1)
     kept = (labels != 0) & (labels != 3)
     expected = 100 * (predicted == labels)[kept].float().mean().item()
@@ -180,7 +180,7 @@ def test_a_run_leaves_classes_out_and_tests_the_rest(tmp_path: Path):
 def test_a_cycle_has_any_number_of_steps_and_ends_low(count: int):
     network = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    schedule, rates = steps.one_cycle(optimizer, 1.0, steps=count), []
+    schedule, rates = loops.one_cycle(optimizer, 1.0, steps=count), []
     for _ in range(count):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from unlearnlib.models import models
-from unlearnlib.pipeline import fingerprint, parameters, paths, pipeline, runner
+from unlearnlib.pipeline import fingerprint, parameters, paths, profiles, runner
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -98,7 +98,7 @@ def test_an_unlearning_stage_depends_on_the_original_models_and_on_no_data(stem:
     stage = STAGES[stage_name(stem)]
     artefacts = [d for d in stage["deps"] if not d.startswith(("unlearnlib/", "build/notebooks/"))]
     assert artefacts == [f"runs/{PROFILE}/original"]
-    assert "unlearnlib/data/data.py" not in stage["deps"]
+    assert "unlearnlib/data/datasets.py" not in stage["deps"]
 
 
 @pytest.fixture
@@ -186,10 +186,10 @@ def test_misspelt_settings_end_a_stage(house: Path) -> None:
 def test_selecting_a_profile_names_it_for_dvc(house: Path) -> None:
     file = house / "params" / "profiles.yaml"
     before = file.read_text()
-    pipeline.select("standard")
+    profiles.select("standard")
     assert yaml.safe_load(file.read_text()) == {"profiles": ["standard"]}
     assert file.read_text().startswith("#")
-    pipeline.select("quick")
+    profiles.select("quick")
     assert file.read_text() == before
 
 
@@ -198,6 +198,6 @@ def test_an_unknown_profile_is_refused_and_nothing_changes(
 ) -> None:
     file = house / "params" / "profiles.yaml"
     before = file.read_bytes()
-    assert pipeline.main(["standrad"]) == 1
+    assert profiles.main(["standrad"]) == 1
     assert "no profile 'standrad'; there are: paper, quick, standard" in capsys.readouterr().err
     assert file.read_bytes() == before

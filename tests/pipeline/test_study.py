@@ -44,7 +44,7 @@ def zero_shot(tables: Path) -> pd.DataFrame:
 
 
 def test_a_second_run_has_nothing_to_do(tables: Path) -> None:
-    assert "Data and pipelines are up to date" in run("unlearnlib.pipeline.pipeline", "quick")
+    assert "Data and pipelines are up to date" in run("unlearnlib.pipeline", "quick")
     assert "up to date" in run("dvc", "status")
 
 

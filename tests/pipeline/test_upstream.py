@@ -63,7 +63,7 @@ def test_stages_before_a_notebook_run_once(
 
 def test_a_stage_that_fails_is_named_with_the_remedy(project: Path) -> None:
     with pytest.raises(
-        RuntimeError, match=r"before 04_fourth failed.*unlearnlib.pipeline.pipeline quick broken"
+        RuntimeError, match=r"before 04_fourth failed.*unlearnlib.pipeline quick broken"
     ):
         upstream.ready("04_fourth", "quick")
 

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from unlearnlib.arena.baselines import BASELINES
-from unlearnlib.data import classes, data, removal
-from unlearnlib.groups.subsets import choose_scale
-from unlearnlib.influence import curvature, influence, selection
+from unlearnlib.data import classes, datasets, removal
+from unlearnlib.groups.selection import choose_scale
+from unlearnlib.influence import criteria, curvature, estimators
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.influence import Update
+from unlearnlib.influence.estimators import Update
 from unlearnlib.influence.solvers import Dense
 from unlearnlib.models import models, retraining
-from unlearnlib.zero_shot import zero_shot
+from unlearnlib.zero_shot import methods
 
 Request = dict[str, Any]
 FAMILIES = {"data": "with data", "zero_shot": "zero-shot", "influence": "influence"}
@@ -82,7 +82,7 @@ class Items:
         return self.images[positions], self.labels[positions]
 
 
-def items_of(dataset: data.Dataset, count: int | None, request: Request | None) -> Items:
+def items_of(dataset: datasets.Dataset, count: int | None, request: Request | None) -> Items:
     """Draw the training items of the arena, the same for every model, and those of a request.
 
     Args:
@@ -94,7 +94,7 @@ def items_of(dataset: data.Dataset, count: int | None, request: Request | None) 
         ValueError: more items than there are, classes that are not there or all that there are, or
             a group that the items cannot give.
     """
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     if count is not None:
         if not 1 <= count <= len(labels):
             raise ValueError(f"items={count}: the training split has {len(labels)}; give 1 to that")
@@ -108,13 +108,13 @@ def _positions(labels: Tensor, request: Request | None) -> Tensor:
     if request is None:
         return torch.empty(0, dtype=torch.long)
     if "classes" in request:
-        chosen = classes.check_forget_classes(request["classes"], data.NUM_CLASSES)
+        chosen = classes.check_forget_classes(request["classes"], datasets.NUM_CLASSES)
         return classes.forget_mask(labels, chosen).nonzero().squeeze(1)
     return removal.draw(labels, request)
 
 
 def _loaded(spec: dict[str, Any], request: Request | None) -> Items:
-    return items_of(data.load(spec["data"]), spec["items"], request)
+    return items_of(datasets.load(spec["data"]), spec["items"], request)
 
 
 # ------------------------------------------------------------------------------------ models
@@ -201,7 +201,7 @@ def run_zero_shot(spec: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"request {request['name']!r}: {spec['method']} {reason}")
     teacher, shape = models.load_teacher(spec["original"], request["classes"])
     started = time.perf_counter()
-    network, _ = zero_shot.unlearn(
+    network, _ = methods.unlearn(
         teacher, spec["settings"], forget_classes=request["classes"], shape=shape, seed=spec["seed"]
     )
     return _result(request, spec["method"], network, started)
@@ -219,16 +219,16 @@ def run_influence(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: ``original``, ``data``, ``items``, ``l2``, ``damping``, ``seed``; ``requests``
-            (list), ``methods`` (list of names in `influence.ESTIMATORS`, `SECOND_CUBIC`, or one
+            (list), ``methods`` (list of names in `estimators.ESTIMATORS`, `SECOND_CUBIC`, or one
             of these with the ending `SCALED`), ``curvature_items`` of C, ``ratio`` of the
             parameters that pif, fif and gif may change, ``third_items``; and ``scales``,
-            ``self_limit``, ``bisections`` of `subsets.choose_scale`.
+            ``self_limit``, ``bisections`` of `selection.choose_scale`.
 
     Returns:
         as `run_baseline`, the seconds with those of the shared matrix; ``scales`` by request and
         method; ``residual``, the largest relative residual of a solve.
     """
-    dataset, original = data.load(spec["data"]), models.load(spec["original"]).eval()
+    dataset, original = datasets.load(spec["data"]), models.load(spec["original"]).eval()
     everything = items_of(dataset, spec["items"], None)
     objective = Objective(
         original, everything.images, everything.labels, l2=spec["l2"], batch_size=200
@@ -267,7 +267,7 @@ class _Influence:
     sample: Tensor
     system: Dense
     spec: dict[str, Any]
-    dataset: data.Dataset
+    dataset: datasets.Dataset
     updates: dict[str, tuple[Update, float]] = field(default_factory=dict)
 
     def unlearn(self, method: str) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class _Influence:
         started = time.perf_counter()
         scale = self._scale(update) if method != estimator else 1.0
         return {
-            "network": influence.apply_update(self.objective.network, update.delta, scale),
+            "network": estimators.apply_update(self.objective.network, update.delta, scale),
             "seconds": seconds + time.perf_counter() - started,
             "scale": scale,
             "residual": update.residual,
@@ -297,12 +297,12 @@ class _Influence:
 
     def _update(self, estimator: str) -> Update:
         group, mask = self.items.forgotten, None
-        if estimator in influence.PARTIAL:
-            mask = selection.select(
+        if estimator in estimators.PARTIAL:
+            mask = criteria.select(
                 "top_gradients", self.objective.network, *self.items.part(group),
                 ratio=self.spec["ratio"], seed=0,
             )  # fmt: skip
-        return influence.estimate(estimator, self.objective, group, self.system, mask=mask)
+        return estimators.estimate(estimator, self.objective, group, self.system, mask=mask)
 
     @cached_property
     def group_curvature(self) -> tuple[Tensor, float]:
@@ -324,24 +324,24 @@ class _Influence:
             inside = int(torch.isin(self.sample, group).sum())
             if inside:
                 drawn = {"items": len(self.sample), "removed": inside}
-                system = influence.kept_system(system, of_group, **drawn)
-            return influence.newton(gradient, system, **sizes)
+                system = estimators.kept_system(system, of_group, **drawn)
+            return estimators.newton(gradient, system, **sizes)
         third = None
         if estimator == SECOND_CUBIC:
             some = self.sample[: self.spec["third_items"]]
             third = curvature.third_operator(self.objective, index=some)
-        damped = influence.damped(lambda v: of_group @ v, system.damping)
-        return influence.second_order(gradient, system, damped, third=third, **sizes)
+        damped = estimators.damped(lambda v: of_group @ v, system.damping)
+        return estimators.second_order(gradient, system, damped, third=third, **sizes)
 
     def _scale(self, update: Update) -> float:
         """Choose the scale on forgotten training items and on validation images that stay."""
         forgotten = self.items.part(self.items.forgotten[:1000])
-        images, labels = data.split(self.dataset, "validation")
+        images, labels = datasets.split(self.dataset, "validation")
         stay = ~torch.isin(labels, forgotten[1].unique())
         staying = images[stay][:1000], labels[stay][:1000]
 
         def judge(scale: float) -> tuple[float, float]:
-            moved = influence.apply_update(self.objective.network, update.delta, scale)
+            moved = estimators.apply_update(self.objective.network, update.delta, scale)
             scores = [removal.score(moved, *part) for part in (forgotten, staying)]
             own, others = (s["accuracy"] if s["loss"] < math.inf else math.nan for s in scores)
             return own, others

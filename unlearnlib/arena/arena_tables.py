@@ -9,7 +9,7 @@ import pandas as pd
 
 from unlearnlib.arena import arena
 from unlearnlib.arena.arena_specs import Plan
-from unlearnlib.measures import membership, stats
+from unlearnlib.measures import membership, statistics
 from unlearnlib.models import models
 
 Records = list[dict[str, Any]]
@@ -144,7 +144,9 @@ def compare(unlearned: np.ndarray, retrained: np.ndarray) -> dict[str, float]:
     found = {"klom": float(values.mean()), "klom95": float(np.quantile(values, 0.95))}
     folds = min(4, len(unlearned) // 2, len(retrained) // 2)
     if folds > 1:
-        told = stats.mean_interval(membership.ulira(unlearned, retrained, folds=folds).tolist())
+        told = statistics.mean_interval(
+            membership.ulira(unlearned, retrained, folds=folds).tolist()
+        )
         found |= dict(zip(("ulira", "ulira_low", "ulira_high"), told, strict=True))
     return found
 

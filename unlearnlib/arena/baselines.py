@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.models import models, retraining
-from unlearnlib.models.steps import batches, finite
+from unlearnlib.models.loops import batches, finite
 
 Items = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from unlearnlib.measures import equivalence, stats
+from unlearnlib.measures import equivalence, statistics
 
 REFERENCES = ("original", "retrain")
 LUCK = "retrain_again"  # a second gold model: what separates it from gold is luck
@@ -177,9 +177,9 @@ def table(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
                 [results.distance(request, method, metric) for request in results.by_class]
             )
             values = values[values.index.isin(results.seeds)]  # no request weighs more
-            found = stats.mean_interval(values.to_list() or [math.nan])
+            found = statistics.mean_interval(values.to_list() or [math.nan])
             means[method][title] = found[0]
-            cells[method][title] = stats.with_interval(*found, digits=digits)
+            cells[method][title] = statistics.with_interval(*found, digits=digits)
     numbers = pd.DataFrame(means).T
     order = numbers.drop(columns=COST).rank().mean(axis=1).sort_values().index
     return numbers.loc[order], pd.DataFrame(cells).T.loc[order]
@@ -204,7 +204,7 @@ def divergences(results: Results, request: str, method: str) -> pd.Series:
 
 def _nats(values: pd.Series) -> str:
     """Write a mean over seeds with half its interval, and n."""
-    found = stats.with_interval(*stats.mean_interval(values.to_list()), digits=3)
+    found = statistics.with_interval(*statistics.mean_interval(values.to_list()), digits=3)
     return f"{found} nats, n = {len(values)}"
 
 
@@ -260,7 +260,7 @@ def _group_advice(results: Results, request: str) -> str:
     found = {method: divergences(results, request, method) for method in served}
     name = min(found, key=lambda method: found[method].mean())
     nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
-    _, low, high = stats.mean_interval((found[name] - nothing).to_list())
+    _, low, high = statistics.mean_interval((found[name] - nothing).to_list())
     verdict = (
         "it is nearer than doing nothing"
         if high < 0

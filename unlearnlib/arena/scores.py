@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from unlearnlib.arena import arena
-from unlearnlib.data import data
-from unlearnlib.measures import fidelity, membership, metrics, relearning
+from unlearnlib.data import datasets
+from unlearnlib.measures import accuracy, fidelity, membership, relearning
 from unlearnlib.models import models
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
@@ -59,7 +59,9 @@ class Sets:
         return self.everything[0][self.stays], self.everything[1][self.stays]
 
 
-def sets_of(dataset: data.Dataset, request: arena.Request, *, items: int | None, most: int) -> Sets:
+def sets_of(
+    dataset: datasets.Dataset, request: arena.Request, *, items: int | None, most: int
+) -> Sets:
     """Draw the images on which the models of a request are measured.
 
     Args:
@@ -74,7 +76,7 @@ def sets_of(dataset: data.Dataset, request: arena.Request, *, items: int | None,
         training.part(part[torch.randperm(len(part), generator=generator)[:most]])
         for part in (training.forgotten, training.kept)
     )
-    everything = data.split(dataset, "test")
+    everything = datasets.split(dataset, "test")
     same = torch.isin(everything[1], training.labels[training.forgotten].unique())
     stays = ~same if "classes" in request else torch.ones_like(same)
     return Sets(forgotten, kept, everything, same, stays, list(request.get("classes", [])))
@@ -153,7 +155,7 @@ def likeness(said: Said, gold: Said, sets: Sets) -> dict[str, float]:
         [model.accuracy(name, sets) for name in ("forgotten", "kept", "test")]
         for model in (said, gold)
     ]
-    shift = metrics.confusion_shift(said.counts(sets), gold.counts(sets))
+    shift = accuracy.confusion_shift(said.counts(sets), gold.counts(sets))
     gone = torch.zeros(len(shift), dtype=torch.bool)
     gone[sets.classes] = True
     return {
@@ -234,7 +236,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``relearning`` curves, and ``counts``, confusion matrices on the test split. Without it the
         scores are those of `answers` alone.
     """
-    sets = sets_of(data.load(spec["data"]), spec["request"], items=spec["items"], most=spec["most"])
+    sets = sets_of(
+        datasets.load(spec["data"]), spec["request"], items=spec["items"], most=spec["most"]
+    )
     full = spec["relearning"] is not None
     said = {name: listen(network, sets, full=full) for name, network in _networks(spec).items()}
     found: dict[str, Any] = {
@@ -260,7 +264,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         | likeness(s, gold, sets)
         | {
             "zrf": fidelity.zero_retrain_forgetting(s.logits["forgotten"], untrained),
-            "calibration_error": metrics.calibration_error(s.logits["test"], sets.test[1]),
+            "calibration_error": accuracy.calibration_error(s.logits["test"], sets.test[1]),
             "relearn_time": min(times[name], float(options["steps"])),
             "ain": _ain(times[name], times["retrain"], cap=options["steps"]),
             "mia_auc": areas[name].auc,

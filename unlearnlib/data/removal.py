@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.data import data
-from unlearnlib.groups.groups import coherent_group, random_group
+from unlearnlib.data import datasets
+from unlearnlib.groups.geometry import coherent_group, random_group
 from unlearnlib.models import models
 
 MODES = ("coherent", "random")
@@ -43,7 +43,7 @@ def score(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float
     return {"accuracy": 100 * correct.item(), "loss": F.cross_entropy(logits, labels).item()}
 
 
-def measure(network: nn.Module, dataset: data.Dataset, group: Tensor) -> dict[str, float]:
+def measure(network: nn.Module, dataset: datasets.Dataset, group: Tensor) -> dict[str, float]:
     """Measure a model on the removed items ("self"), on validation and on test images.
 
     Args:
@@ -55,11 +55,11 @@ def measure(network: nn.Module, dataset: data.Dataset, group: Tensor) -> dict[st
         ``self_accuracy``, ``self_loss`` and the same of ``validation`` and ``test``: accuracies
         in percent, mean cross-entropies in nats, without the penalty.
     """
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     parts = {
         "self": (images[group], labels[group]),
-        "validation": data.split(dataset, "validation"),
-        "test": data.split(dataset, "test"),
+        "validation": datasets.split(dataset, "validation"),
+        "test": datasets.split(dataset, "test"),
     }
     scores = {name: score(network, *part) for name, part in parts.items()}
     return {f"{name}_{key}": scores[name][key] for name in parts for key in MEASURES}

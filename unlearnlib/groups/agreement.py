@@ -54,7 +54,7 @@ def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
 
 
 def agreements(table: pd.DataFrame) -> pd.DataFrame:
-    """Compare every quantity of `convex.table_rows` by estimator: a row for each of both."""
+    """Compare every quantity of `convex_control.table_rows` by estimator: a row for each of both."""
     return pd.DataFrame(
         [
             {"estimator": name, "quantity": title}
@@ -90,7 +90,7 @@ def marks(table: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
     """Say of each mark of the convex control whether it holds.
 
     Args:
-        table: rows of `convex.table_rows`.
+        table: rows of `convex_control.table_rows`.
         percent: the first marks are those of groups up to this size, the last ones of those above.
 
     Returns:
@@ -105,7 +105,7 @@ def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.
     """Compare ways to mend how the first order predicts the test loss of small groups.
 
     Args:
-        table: rows of `convex.table_rows`.
+        table: rows of `convex_control.table_rows`.
         stronger: the same of a regression with a stronger penalty.
         percent: only groups up to this size.
 

@@ -1,7 +1,7 @@
 """Ask whether items that lie close together in a feature space also move the parameters alike.
 
 The influence of an item is ``x_i = H^-1 g_i``, the direction and size of the change of parameters
-that its removal causes, without the scale ``1/(n-1)`` (`influence.first_order`); H is the damped
+that its removal causes, without the scale ``1/(n-1)`` (`estimators.first_order`); H is the damped
 Gauss-Newton matrix. Two gradients are told apart, since at a small loss the penalty may outweigh
 the item:
 
@@ -22,12 +22,12 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnlib.data import data
-from unlearnlib.groups import groups
+from unlearnlib.data import datasets
+from unlearnlib.groups import geometry
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense
-from unlearnlib.models import models, networks
+from unlearnlib.models import architectures, models
 
 GRADIENTS = ("item", "loss")
 
@@ -146,7 +146,7 @@ def similarity_correlation(
     Args:
         features: ``[M, D]``.
         gram: K, ``[M, M]``, of the same items.
-        metric: see `groups.distances`; similarity is minus the distance.
+        metric: see `geometry.distances`; similarity is minus the distance.
         pairs: different items, drawn with replacement of pairs.
         seed: of the draw.
 
@@ -156,8 +156,8 @@ def similarity_correlation(
     Raises:
         ValueError: unknown metric, fewer than two items, or fewer than three pairs.
     """
-    if metric not in groups.METRICS:
-        raise ValueError(f"unknown metric {metric!r}; choose one of {list(groups.METRICS)}")
+    if metric not in geometry.METRICS:
+        raise ValueError(f"unknown metric {metric!r}; choose one of {list(geometry.METRICS)}")
     if len(gram) < 2 or pairs < 3:
         raise ValueError(f"{len(gram)} items, pairs={pairs}: give 2 items and 3 pairs or more")
     generator = torch.Generator().manual_seed(seed)
@@ -172,11 +172,11 @@ def similarity_correlation(
 
 
 def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
-    """Set three clusters of k-means beside the parts near, moderate and far of `groups.partition`.
+    """Set three clusters of k-means beside the parts near, moderate and far of `geometry.partition`.
 
     Args:
         features: ``[M, D]``; for the cosine metric k-means sees them at length 1.
-        metric: see `groups.distances`.
+        metric: see `geometry.distances`.
         seed: of k-means.
 
     Returns:
@@ -189,7 +189,7 @@ def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
     if len(features) < 4:
         raise ValueError(f"{len(features)} items for 3 clusters: give 4 or more")
     anchor = features.double().mean(0)
-    parts = groups.partition(groups.distances(features, anchor, metric=metric))
+    parts = geometry.partition(geometry.distances(features, anchor, metric=metric))
     if sum(len(part) > 0 for part in parts.values()) < 2:
         raise ValueError("all items are at the same distance, so there are no parts to compare")
     part_of = torch.empty(len(features), dtype=torch.int64)
@@ -225,16 +225,16 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ValueError: a pool above the size of its class, or neighbours that would be both nearest and
             farthest.
     """
-    images, labels = data.split(data.load(spec["data"]), "train")
+    images, labels = datasets.split(datasets.load(spec["data"]), "train")
     pools = sorted(spec["pools"])
     for items, neighbours in pools:
         _check_pool(items, neighbours)
     draw = {"label": spec["label"], "seed": spec["seed"]}
-    pool = groups.coherent_group(labels, size=pools[-1][0], **draw)
+    pool = geometry.coherent_group(labels, size=pools[-1][0], **draw)
     network = models.load(spec["compact"]).eval()
     grams, residual = _grams(network, images, labels, pool, spec)
     spaces = {
-        name: networks.penultimate(models.load(spec[name]), images[pool])
+        name: architectures.penultimate(models.load(spec[name]), images[pool])
         for name in ("compact", "vit")
     }
     logits = models.predict(network, images[pool])
@@ -242,7 +242,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for items, neighbours in pools:
         # draws with one seed are nested, so a smaller pool is part of the largest
-        inside = torch.searchsorted(pool, groups.coherent_group(labels, size=items, **draw))
+        inside = torch.searchsorted(pool, geometry.coherent_group(labels, size=items, **draw))
         sizes = {"items": items, "neighbours": neighbours}
         inner = {kind: gram[inside][:, inside] for kind, gram in grams.items()}
         parts = {name: features[inside] for name, features in spaces.items()}
@@ -254,7 +254,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "distances": {
             f"{name}-{metric}": _from_centroid(features, metric).float()
             for name, features in spaces.items()
-            for metric in groups.METRICS
+            for metric in geometry.METRICS
         },
         "residual": residual,
     }
@@ -269,7 +269,7 @@ def _check_pool(items: int, neighbours: int) -> None:
 
 
 def _from_centroid(features: Tensor, metric: str) -> Tensor:
-    return groups.distances(features, features.double().mean(0), metric=metric)
+    return geometry.distances(features, features.double().mean(0), metric=metric)
 
 
 def _grams(
@@ -294,11 +294,11 @@ def _rows(
     options = {"size": neighbours, "repeats": spec["repeats"], "seed": spec["seed"]}
     drawn = {kind: random_coherences(gram, **options) for kind, gram in grams.items()}
     for space, features in spaces.items():
-        for metric in groups.METRICS:
+        for metric in geometry.METRICS:
             ends = {"label": 0, "k": neighbours, "metric": metric}
             same = torch.zeros(len(features), dtype=torch.int64)
-            near = groups.neighbours(features, same, **ends)
-            far = groups.neighbours(features, same, farthest=True, **ends)
+            near = geometry.neighbours(features, same, **ends)
+            far = geometry.neighbours(features, same, farthest=True, **ends)
             found = clusters(features, metric=metric, seed=spec["seed"])
             for kind, gram in grams.items():
                 pairs = {"metric": metric, "pairs": spec["pairs"], "seed": spec["seed"]}

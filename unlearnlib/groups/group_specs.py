@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from unlearnlib.data import data, removal
+from unlearnlib.data import datasets, removal
 from unlearnlib.groups import updating
 from unlearnlib.models import models
 from unlearnlib.pipeline.paths import Place
@@ -50,7 +50,7 @@ def by_source(requests: list[Request]) -> dict[str, list[Request]]:
     return sources
 
 
-def tidy(rows: list[dict[str, Any]], dataset: data.Dataset) -> pd.DataFrame:
+def tidy(rows: list[dict[str, Any]], dataset: datasets.Dataset) -> pd.DataFrame:
     """Make a table of rows that hold requests.
 
     Args:
@@ -61,7 +61,7 @@ def tidy(rows: list[dict[str, Any]], dataset: data.Dataset) -> pd.DataFrame:
         the rows in order of mode, label, size and seed, with ``label`` as text, ``all`` for random
         groups, and ``percent``, the share of its class or, for a random group, of all items.
     """
-    sizes = data.split(dataset, "train")[1].bincount().tolist()
+    sizes = datasets.split(dataset, "train")[1].bincount().tolist()
     table = pd.DataFrame(rows)
     whole = [sum(sizes) if row["label"] is None else sizes[row["label"]] for row in rows]
     table["label"] = ["all" if row["label"] is None else str(row["label"]) for row in rows]
@@ -116,14 +116,14 @@ def over_sizes(table: pd.DataFrame, *, by: list[str]) -> pd.DataFrame:
 
 
 def unseen_loss(
-    shared: dict[int, dict[str, Any]], dataset: data.Dataset
+    shared: dict[int, dict[str, Any]], dataset: datasets.Dataset
 ) -> dict[tuple[int, str], float]:
     """Measure the original models on validation images, of each class and of all.
 
     Returns:
         mean cross-entropy in nats by seed and label as in `tidy`.
     """
-    images, labels = data.split(dataset, "validation")
+    images, labels = datasets.split(dataset, "validation")
     losses: dict[tuple[int, str], float] = {}
     for seed, entries in shared.items():
         network = models.load(entries["original"])

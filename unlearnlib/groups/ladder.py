@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from unlearnlib.data import data, removal
-from unlearnlib.influence import curvature, influence
+from unlearnlib.data import datasets, removal
+from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense, Operator, SolveError, System
 from unlearnlib.measures.fidelity import jensen_shannon
@@ -132,7 +132,7 @@ def kept_curvature(setting: Setting, group: Tensor) -> System:
     if len(inside) == 0:
         return setting.system
     # what only U has seen keeps no curvature but damping, so that conjugate gradients are slow
-    return influence.kept_system(
+    return estimators.kept_system(
         setting.system,
         curvature.gauss_newton(setting.objective, index=inside),
         items=len(setting.sample),
@@ -150,7 +150,7 @@ def group_curvature(setting: Setting, group: Tensor) -> Operator:
     if len(inside) == 0:
         return setting.system.apply
     product = curvature.gauss_newton_operator(setting.objective, index=inside)
-    return influence.damped(product, setting.system.damping)
+    return estimators.damped(product, setting.system.damping)
 
 
 def _inside(setting: Setting, group: Tensor) -> Tensor:
@@ -169,12 +169,12 @@ def steps(setting: Setting, group: Tensor) -> dict[str, dict[str, Any]]:
     shared = time.perf_counter() - started
     counts = {"items": objective.items, "removed": len(group)}
     of_group = group_curvature(setting, group)
-    calls: dict[str, Callable[[], influence.Update]] = {
-        "newton": lambda: influence.newton(gradient, kept_curvature(setting, group), **counts),
-        "second_order": lambda: influence.second_order(
+    calls: dict[str, Callable[[], estimators.Update]] = {
+        "newton": lambda: estimators.newton(gradient, kept_curvature(setting, group), **counts),
+        "second_order": lambda: estimators.second_order(
             gradient, setting.system, of_group, **counts
         ),
-        "first_order": lambda: influence.first_order(gradient, setting.system, **counts),
+        "first_order": lambda: estimators.first_order(gradient, setting.system, **counts),
     }
     found = {}
     for name, call in calls.items():
@@ -418,10 +418,10 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``shift`` (``‖θ - θ̂‖``; of no use for ``cold``), ``seconds``, and where they apply
         ``residual``, ``gradient_ratio`` and ``iterations``; ``curvature_seconds``.
     """
-    dataset = data.load(spec["data"])
+    dataset = datasets.load(spec["data"])
     options = {key: spec[key] for key in ("l2", "damping", "curvature_items", "seed")}
     started = time.perf_counter()
-    setting = prepare(models.load(spec["original"]), *data.split(dataset, "train"), **options)
+    setting = prepare(models.load(spec["original"]), *datasets.split(dataset, "train"), **options)
     seconds = time.perf_counter() - started
     groups = [
         _climb(setting, dataset, request, spec, spec[f"cold_{i}"], spec[f"warm_{i}"])
@@ -432,7 +432,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _climb(
     setting: Setting,
-    dataset: data.Dataset,
+    dataset: datasets.Dataset,
     request: dict[str, Any],
     spec: dict[str, Any],
     cold: Path,
@@ -455,10 +455,10 @@ def _climb(
     started = time.perf_counter()
     response = respond(setting, group, items=spec["proximal_items"], iterations=spec["iterations"])
     extra = vars(response) | {"seconds": time.perf_counter() - started}
-    rungs["pbrf"] = (influence.apply_update(objective.network, extra.pop("delta")), extra)
+    rungs["pbrf"] = (estimators.apply_update(objective.network, extra.pop("delta")), extra)
     for name, step in steps(setting, group).items():
-        rungs[name] = (influence.apply_update(objective.network, step.pop("delta")), step)
-    test_images, test_labels = data.split(dataset, "test")
+        rungs[name] = (estimators.apply_update(objective.network, step.pop("delta")), step)
+    test_images, test_labels = datasets.split(dataset, "test")
     parts = {"self": objective.inputs[group], "test": test_images}
     outputs = {
         name: {part: models.predict(rungs[name][0], images) for part, images in parts.items()}

@@ -11,14 +11,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unlearnlib.data import data
-from unlearnlib.groups import groups
-from unlearnlib.models import models, networks
+from unlearnlib.data import datasets
+from unlearnlib.groups import geometry
+from unlearnlib.models import architectures, models
 
 SHAPIRO_LIMIT = 5000  # scipy and Royston 1995: p-values are not valid above
 EXPECTED = dict(
     zip(
-        groups.PARTS,
+        geometry.PARTS,
         (stats.norm.cdf(-1), 1 - 2 * stats.norm.cdf(-1), stats.norm.cdf(-1)),
         strict=True,
     )
@@ -64,7 +64,7 @@ def describe(values: Tensor, *, seed: int) -> dict[str, float]:
         and ``dagostino_p`` (D'Agostino & Pearson 1973); and the sizes: ``skewness`` and
         ``excess_kurtosis`` (moments, both 0 for a normal distribution), ``qq_correlation`` (of the
         sorted values with normal quantiles at Filliben's positions, 1 for a normal sample) and
-        ``near_percent``, ``moderate_percent`` and ``far_percent`` of `groups.partition`.
+        ``near_percent``, ``moderate_percent`` and ``far_percent`` of `geometry.partition`.
 
     Raises:
         ValueError: fewer than 20 values, values that are not finite, or all equal.
@@ -82,7 +82,7 @@ def describe(values: Tensor, *, seed: int) -> dict[str, float]:
         )
     array = values.numpy()
     omnibus, (_, line) = stats.normaltest(array), stats.probplot(array)
-    parts = groups.partition(values)
+    parts = geometry.partition(values)
     return {
         "n": len(values),
         "mean": float(array.mean()),
@@ -154,11 +154,11 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``rows`` of `describe` with ``label`` and ``metric``, ``boxes`` and ``quantiles`` in the
         same order, ``rejections`` with ``label``, ``metric``, ``size`` and ``percent``.
     """
-    images, labels = data.split(data.load(spec["data"]), "train")
-    features = networks.penultimate(models.load(spec["original"]), images)
+    images, labels = datasets.split(datasets.load(spec["data"]), "train")
+    features = architectures.penultimate(models.load(spec["original"]), images)
     result: dict[str, Any] = {"rows": [], "boxes": [], "quantiles": [], "rejections": []}
-    for metric in groups.METRICS:
-        distances = groups.centroid_distances(features, labels, metric=metric)
+    for metric in geometry.METRICS:
+        distances = geometry.centroid_distances(features, labels, metric=metric)
         for label in labels.unique().tolist():
             mine, key = distances[labels == label], {"label": label, "metric": metric}
             result["rows"].append(key | describe(mine, seed=spec["seed"]))

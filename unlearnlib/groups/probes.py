@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.data import data
-from unlearnlib.models import models, networks
+from unlearnlib.data import datasets
+from unlearnlib.models import architectures, models
 
 Split = tuple[Tensor, Tensor]
 
@@ -134,10 +134,10 @@ def _check(train: Split, held: Split) -> None:
 
 
 @torch.no_grad()
-def attention_weights(network: networks.ViT, images: Tensor) -> Tensor:
+def attention_weights(network: architectures.ViT, images: Tensor) -> Tensor:
     """Compute the attention ``softmax(Q K^T / sqrt(d_k))`` of every block and head.
 
-    `networks.attend` with the identity in place of V returns the weights themselves.
+    `architectures.attend` with the identity in place of V returns the weights themselves.
 
     Args:
         network: a vision transformer.
@@ -150,7 +150,7 @@ def attention_weights(network: networks.ViT, images: Tensor) -> Tensor:
     Raises:
         ValueError: a network without attention.
     """
-    layers = [m for m in network.modules() if isinstance(m, networks.MultiHeadAttention)]
+    layers = [m for m in network.modules() if isinstance(m, architectures.MultiHeadAttention)]
     if not layers:
         raise ValueError(
             f"{type(network).__name__} has no attention to look at; give a 'vit' of models.build"
@@ -160,11 +160,11 @@ def attention_weights(network: networks.ViT, images: Tensor) -> Tensor:
     return torch.stack([_weights(*pair) for pair in zip(layers, tokens, strict=True)], 1).cpu()
 
 
-def _weights(layer: networks.MultiHeadAttention, tokens: Tensor) -> Tensor:
+def _weights(layer: architectures.MultiHeadAttention, tokens: Tensor) -> Tensor:
     count, length, dim = tokens.shape
     projected = layer.project(tokens).view(count, length, 3, layer.heads, dim // layer.heads)
     queries, keys, _ = projected.permute(2, 0, 3, 1, 4)
-    return networks.attend(queries, keys, torch.eye(length).to(tokens))
+    return architectures.attend(queries, keys, torch.eye(length).to(tokens))
 
 
 @torch.no_grad()
@@ -222,7 +222,7 @@ def space_features(spec: dict[str, Any], images: Tensor) -> Tensor:
         images: ``[N, C, H, W]``.
     """
     if "original" in spec:
-        return networks.penultimate(models.load(spec["original"]), images)
+        return architectures.penultimate(models.load(spec["original"]), images)
     if "pretrained" in spec:
         return pretrained_features(images, name=spec["pretrained"])
     return images.flatten(1)
@@ -240,8 +240,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``dimensions``, the keys of `best` for both probes and, for a model of ours, its own
         ``model_validation`` and ``model_accuracy`` (test), in percent.
     """
-    dataset = data.load(spec["data"])
-    splits = {name: data.split(dataset, name) for name in data.SPLITS}
+    dataset = datasets.load(spec["data"])
+    splits = {name: datasets.split(dataset, name) for name in datasets.SPLITS}
     images, labels = splits["train"]
     generator = torch.Generator().manual_seed(spec["seed"])
     drawn = torch.randperm(len(labels), generator=generator)[: spec["items"]]

@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.data import data, removal
-from unlearnlib.groups import groups
-from unlearnlib.influence import curvature, influence, selection
+from unlearnlib.data import datasets, removal
+from unlearnlib.groups import geometry
+from unlearnlib.influence import criteria, curvature, estimators
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.influence import Update
+from unlearnlib.influence.estimators import Update
 from unlearnlib.influence.solvers import Dense, MatrixFree, Operator
 from unlearnlib.models import models
-from unlearnlib.models.networks import penultimate
+from unlearnlib.models.architectures import penultimate
 
 Row = dict[str, Any]
 SECOND = "second_order_cubic"  # with the third-derivative term, beside the published second_order
 SCHEMES = ("one_step", "three_step", "moderate_only", "random_split")
 
 
-def objective_of(spec: dict[str, Any]) -> tuple[data.Dataset, Objective]:
+def objective_of(spec: dict[str, Any]) -> tuple[datasets.Dataset, Objective]:
     """Load data set and network of a spec as the objective over the training split, at θ̂."""
-    dataset = data.load(spec["data"])
+    dataset = datasets.load(spec["data"])
     network = models.load(spec["original"]).eval()
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     return dataset, Objective(network, images, labels, l2=spec["l2"], batch_size=1000)
 
 
@@ -64,8 +64,8 @@ def run_one_step(spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         spec: ``original``, ``data``, ``l2``; ``curvature`` (file of `run_curvature`), ``damping``,
             ``requests`` (list, see `removal.draw`), ``estimators`` (names in
-            `influence.ESTIMATORS`, and `SECOND`), ``ratio`` of the parameters that pif, fif and
-            gif may change, chosen by `selection.top_gradients`, and ``third_items``, how many
+            `estimators.ESTIMATORS`, and `SECOND`), ``ratio`` of the parameters that pif, fif and
+            gif may change, chosen by `criteria.top_gradients`, and ``third_items``, how many
             items, drawn at random by ``seed``, estimate the third derivative. That seed must be
             none of the requests': equal seeds draw a random group and the sample alike.
 
@@ -84,7 +84,7 @@ def run_one_step(spec: dict[str, Any]) -> dict[str, Any]:
             started = time.perf_counter()
             update = one_step(name, objective, group, system, spec=spec)
             seconds = time.perf_counter() - started
-            moved = influence.apply_update(objective.network, update.delta)
+            moved = estimators.apply_update(objective.network, update.delta)
             scores = removal.measure(moved, dataset, group)
             rows.append(request | {"estimator": name, "seconds": seconds} | scores | facts(update))
     return {"rows": rows}
@@ -94,19 +94,19 @@ def one_step(
     name: str, objective: Objective, group: Tensor, system: Dense, *, spec: dict[str, Any]
 ) -> Update:
     """Estimate the removal of a group by the name of an estimator, see `run_one_step`."""
-    if name in influence.PARTIAL:
+    if name in estimators.PARTIAL:
         images, labels = objective.inputs[group], objective.targets[group]
-        mask = selection.select(
+        mask = criteria.select(
             "top_gradients", objective.network, images, labels, ratio=spec["ratio"], seed=0
         )
-        return influence.estimate(name, objective, group, system, mask=mask)
+        return estimators.estimate(name, objective, group, system, mask=mask)
     if name != SECOND:
-        return influence.estimate(name, objective, group, system)
+        return estimators.estimate(name, objective, group, system)
     sample = _sample(objective.items, spec["third_items"], spec["seed"])
-    return influence.second_order(
+    return estimators.second_order(
         curvature.gradient_sum(objective, index=group),
         system,
-        influence.damped(curvature.gauss_newton_operator(objective, index=group), system.damping),
+        estimators.damped(curvature.gauss_newton_operator(objective, index=group), system.damping),
         items=objective.items,
         removed=len(group),
         third=curvature.third_operator(objective, index=sample),
@@ -134,7 +134,7 @@ def run_steps(spec: dict[str, Any]) -> dict[str, Any]:
     """Remove each group of a list in several steps, by distance and at random.
 
     The distances of the group's items to the centroid of their class split it at one standard
-    deviation into near, moderate and far (`groups.partition`). Schemes: all six orders of the three
+    deviation into near, moderate and far (`geometry.partition`). Schemes: all six orders of the three
     parts, ``moderate_only``, and, as the control, a random split into three equal parts. After each
     step gradient and curvature are computed anew at the moved parameters.
 
@@ -150,10 +150,10 @@ def run_steps(spec: dict[str, Any]) -> dict[str, Any]:
     system, labels = system_of(spec), objective.targets
     solvers = system, explicit_inverse(system)
     features = penultimate(models.load(spec["features"]), objective.inputs)
-    distances, rows = groups.centroid_distances(features, labels), []
+    distances, rows = geometry.centroid_distances(features, labels), []
     for request in spec["requests"]:
         group = removal.draw(labels, request)
-        parts = groups.partition(distances[group])
+        parts = geometry.partition(distances[group])
         sizes = {name: len(part) for name, part in parts.items()}
         done: dict[tuple, tuple[nn.Module, Row]] = {}
         for scheme, order, steps in schemes(parts, len(group), seed=request["seed"]):
@@ -168,10 +168,10 @@ def schemes(
     parts: dict[str, Tensor], count: int, *, seed: int
 ) -> Iterator[tuple[str, str, list[tuple[str, Tensor]]]]:
     """Yield the name of each scheme, its order and its steps, the named positions in the group."""
-    for order in groups.orders():
+    for order in geometry.orders():
         yield "three_step", "-".join(order), [(name, parts[name]) for name in order]
     yield "moderate_only", "moderate", [("moderate", parts["moderate"])]
-    thirds = groups.random_split(count, seed=seed)
+    thirds = geometry.random_split(count, seed=seed)
     yield "random_split", "random", [(f"third {i}", part) for i, part in enumerate(thirds)]
 
 
@@ -214,8 +214,8 @@ def follow(
     local = solvers[0] if not before else _moved(here, *solvers, gone, spec=spec)
     gradient = curvature.gradient_sum(here, index=part)
     sizes = {"items": objective.items - len(gone), "removed": len(part)}
-    update = influence.first_order(gradient, local, **sizes)
-    moved = influence.apply_update(network, update.delta)
+    update = estimators.first_order(gradient, local, **sizes)
+    moved = estimators.apply_update(network, update.delta)
     found = facts(update)
     row = {
         "residual": max(row["residual"], found["residual"]),
@@ -264,9 +264,9 @@ def run_scaling(spec: dict[str, Any]) -> dict[str, Any]:
         kept = removal.rest(objective.items, group)
         clean = kept[_sample(len(kept), spec["clean_items"], request["seed"])]
         lies = relabel(labels[group], classes=int(labels.max()) + 1, seed=request["seed"])
-        update = influence.estimate("first_order", objective, group, system)
+        update = estimators.estimate("first_order", objective, group, system)
         for scale in spec["scales"]:
-            moved = influence.apply_update(objective.network, update.delta, scale)
+            moved = estimators.apply_update(objective.network, update.delta, scale)
             further = {
                 "clean": removal.score(moved, objective.inputs[clean], labels[clean]),
                 "relabelled": removal.score(moved, objective.inputs[group], lies),

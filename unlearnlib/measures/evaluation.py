@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from unlearnlib.data import data
-from unlearnlib.measures import metrics
+from unlearnlib.data import datasets
+from unlearnlib.measures import accuracy
 from unlearnlib.models import models
 
 
@@ -20,11 +20,11 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         further models of the run by name; and the curve of its snapshots: ``pseudo_batches`` and
         ``curve`` ``[S, K, K]``.
     """
-    images, labels = data.split(data.load(spec["data"]), "test")
+    images, labels = datasets.split(datasets.load(spec["data"]), "test")
     result = models.load_result(spec["run"])
 
     def count(packed: dict[str, Any]) -> torch.Tensor:
-        return metrics.confusion(models.unpack(packed), images, labels)
+        return accuracy.confusion(models.unpack(packed), images, labels)
 
     snapshots = result.get("snapshots", [])
     return {

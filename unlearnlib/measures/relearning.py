@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.models import models
-from unlearnlib.models.steps import batches, finite
+from unlearnlib.models.loops import batches, finite
 
 WATCHED = 200  # forgotten items whose accuracy is watched, the first ones
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.data import data, removal
-from unlearnlib.models import models, networks
-from unlearnlib.models.steps import batches, finite, one_cycle
+from unlearnlib.data import datasets, removal
+from unlearnlib.models import architectures, models
+from unlearnlib.models.loops import batches, finite, one_cycle
 from unlearnlib.pipeline.progress import track
 
-ARCHITECTURES = networks.ARCHITECTURES  # those of `networks` are known from here on
+ARCHITECTURES = architectures.ARCHITECTURES  # those of `architectures` are known from here on
 
 
 def fit(
@@ -85,8 +85,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``model`` (packed), ``losses`` by epoch, ``train_images``, and the scores of
         `removal.measure`, where without a group "self" is the whole training split.
     """
-    dataset = data.load(spec["data"])
-    images, labels = data.split(dataset, "train")
+    dataset = datasets.load(spec["data"])
+    images, labels = datasets.split(dataset, "train")
     everything = torch.arange(len(labels))
     group = removal.draw(labels, spec["group"]) if "group" in spec else None
     kept = everything if group is None else removal.rest(len(labels), group)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.data import classes, data
+from unlearnlib.data import classes, datasets
 from unlearnlib.models import models
+from unlearnlib.models.loops import batches, finite, one_cycle, shift
 from unlearnlib.models.models import device
-from unlearnlib.models.steps import batches, finite, one_cycle, shift
 from unlearnlib.pipeline.progress import track
 
 
@@ -80,12 +80,12 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ``model`` (packed), ``losses`` by epoch, ``train_images`` (how many were read),
         ``validation_accuracy`` on the classes kept, in percent, and ``shape`` of an image.
     """
-    dataset = data.load(spec["data"])
+    dataset = datasets.load(spec["data"])
     network = models.build(spec["model"], width=spec["width"])
     if spec["without"]:
         classes.check_forget_classes(spec["without"], models.num_classes(network))
-    images, labels = classes.without_classes(*data.split(dataset, "train"), spec["without"])
-    held, truth = classes.without_classes(*data.split(dataset, "validation"), spec["without"])
+    images, labels = classes.without_classes(*datasets.split(dataset, "train"), spec["without"])
+    held, truth = classes.without_classes(*datasets.split(dataset, "validation"), spec["without"])
     keys = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift_pixels", "seed")
     losses = fit(network, images, labels, **{key: spec[key] for key in keys})
     correct = models.predict(network, held).argmax(1) == truth

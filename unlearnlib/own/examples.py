@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models.steps import batches, finite, one_cycle
+from unlearnlib.models.loops import batches, finite, one_cycle
 from unlearnlib.pipeline.paths import write_atomic
 
 SHAPE = (1, 16, 16)

@@ -26,7 +26,7 @@ def ready(stem: str, profile: str) -> Place:
     here = place(profile)
     if stages := _absent(stem, profile):
         print(f"{stem} reads what these stages write, so they run first, once: {', '.join(stages)}")
-        command = [sys.executable, "-m", "unlearnlib.pipeline.pipeline", profile, *stages]
+        command = [sys.executable, "-m", "unlearnlib.pipeline", profile, *stages]
         running = subprocess.Popen(
             command, cwd=root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

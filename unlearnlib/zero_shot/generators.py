@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.models import models
-from unlearnlib.models.steps import finite
+from unlearnlib.models.loops import finite
 from unlearnlib.pipeline.progress import track
 
 CLIP_NORM = 5.0  # of the gradient, as published

@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from unlearnlib.models import models
-from unlearnlib.zero_shot import gkt, inversion, masking, noise
+from unlearnlib.zero_shot import deep_inversion, gkt, masked_distillation, mm_noise
 
 Method = dict[str, Any]
 KINDS = {  # what each kind of method takes beside `kind`: the keywords of these
-    "mm_noise": {"settings": noise.Settings},
+    "mm_noise": {"settings": mm_noise.Settings},
     "gkt": {"settings": gkt.Settings},
     "deep_inversion": {
-        "synthesis": inversion.Synthesis,
-        "distillation": inversion.Distillation,
+        "synthesis": deep_inversion.Synthesis,
+        "distillation": deep_inversion.Distillation,
     },
-    "masked_distillation": {"synthesis": inversion.Synthesis, "tuning": masking.Tuning},
+    "masked_distillation": {
+        "synthesis": deep_inversion.Synthesis,
+        "tuning": masked_distillation.Tuning,
+    },
 }
 
 
@@ -68,17 +71,20 @@ def unlearn(
     options = {"forget_classes": forget_classes, "shape": shape, "seed": seed}
     sized = options | {"num_classes": models.num_classes(model)}
     if kind == "mm_noise":
-        result = noise.unlearn(model, **parts, **sized)
+        result = mm_noise.unlearn(model, **parts, **sized)
         network, images = result["model"], result["noise"]
     elif kind == "gkt":
         result = gkt.transfer_knowledge(model, **parts, **options)
         kept = next(s for s in result["snapshots"] if s["pseudo_batch"] == result["stop"])
         network, images = models.unpack(result["model"]), kept["images"]
     elif kind == "masked_distillation":
-        network, images = masking.unlearn(model, **parts, **sized), torch.empty(0, *shape)
+        network, images = (
+            masked_distillation.unlearn(model, **parts, **sized),
+            torch.empty(0, *shape),
+        )
     else:
-        images, _ = inversion.synthesise(model, settings=parts["synthesis"], **sized)
-        network, _ = inversion.distil(
+        images, _ = deep_inversion.synthesise(model, settings=parts["synthesis"], **sized)
+        network, _ = deep_inversion.distil(
             model, images, forget_classes=forget_classes, settings=parts["distillation"], seed=seed
         )
     return network.eval(), images

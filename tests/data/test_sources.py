@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision import datasets
+from torchvision import datasets as torchvision_datasets
 
-from unlearnlib.data import classes, data, image_sets
+from unlearnlib.data import classes, datasets, sources
 
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 SMALL = {"train": 120, "t10k": 40}
@@ -49,12 +49,12 @@ def fill(folder: Path, *, zipped: bool = False) -> Path:
     return folder
 
 
-def numbered(per_class: int) -> image_sets.Raw:
+def numbered(per_class: int) -> sources.Raw:
     """Return a source without test set whose first two pixels number its images."""
     count = 10 * per_class
     pixels = np.zeros((count, 28, 28), np.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = np.divmod(np.arange(count), 256)
-    return image_sets.Raw("numbered", pixels, np.repeat(np.arange(10, dtype=np.uint8), per_class))
+    return sources.Raw("numbered", pixels, np.repeat(np.arange(10, dtype=np.uint8), per_class))
 
 
 def numbers(images: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def numbers(images: np.ndarray) -> np.ndarray:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a root of its own, so that no earlier download is found."""
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    for source in image_sets.SOURCES.values():
+    for source in sources.SOURCES.values():
         monkeypatch.delenv(source.variable or "UNUSED", raising=False)
     return tmp_path
 
@@ -74,7 +74,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Publish the small files as MNIST and return the root."""
     sums = {name: hashlib.md5(content).hexdigest() for name, content in small_files().items()}
-    monkeypatch.setitem(image_sets.SOURCES, "mnist", replace(image_sets.SOURCES["mnist"], md5=sums))
+    monkeypatch.setitem(sources.SOURCES, "mnist", replace(sources.SOURCES["mnist"], md5=sums))
     return root
 
 
@@ -89,8 +89,8 @@ def mnist_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mnist_5k() -> image_sets.Raw:
-    return image_sets.load_source("mnist-5k")
+def mnist_5k() -> sources.Raw:
+    return sources.load_source("mnist-5k")
 
 
 def forbid_network(*_: object, **__: object) -> None:
@@ -105,7 +105,7 @@ def forbid_network(*_: object, **__: object) -> None:
 def test_idx_reads_what_was_written(tmp_path: Path, shape: tuple[int, ...], pack: object) -> None:
     written = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     (tmp_path / "file").write_bytes(pack(idx(written)))
-    read = image_sets.read_idx(tmp_path / "file")
+    read = sources.read_idx(tmp_path / "file")
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, written)
 
@@ -132,8 +132,8 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes | None, says: str
     path = tmp_path / "some-idx3-ubyte"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(data.DataError, match=f"some-idx3-ubyte.*{says}.*fetch the file again"):
-        image_sets.read_idx(path)
+    with pytest.raises(datasets.DataError, match=f"some-idx3-ubyte.*{says}.*fetch the file again"):
+        sources.read_idx(path)
 
 
 # Sources
@@ -145,34 +145,38 @@ def test_gzip_and_plain_folders_give_the_same_bytes(small_mnist: Path, monkeypat
         # relative to the root, and a space in the path
         fill(small_mnist / f"my {name}", zipped=zipped)
         monkeypatch.setenv("MNIST_DIR", f"my {name}")
-        dataset = image_sets.make_splits(
-            image_sets.load_source("mnist"), validation=20, test=None, seed=0
+        dataset = sources.make_splits(
+            sources.load_source("mnist"), validation=20, test=None, seed=0
         )
-        data.save(dataset, small_mnist / name / "mnist.npz")
+        datasets.save(dataset, small_mnist / name / "mnist.npz")
         written.append((small_mnist / name / "mnist.npz").read_bytes())
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("file", image_sets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_one_changed_byte_is_refused(small_mnist: Path, monkeypatch, file: str) -> None:
     folder = fill(small_mnist / "folder")
     monkeypatch.setenv("MNIST_DIR", str(folder))
     content = bytearray((folder / file).read_bytes())
     content[-1] ^= 1
     (folder / file).write_bytes(content)
-    with pytest.raises(data.DataError, match=f"{file} is not the published file of MNIST: MD5"):
-        image_sets.load_source("mnist")
+    with pytest.raises(datasets.DataError, match=f"{file} is not the published file of MNIST: MD5"):
+        sources.load_source("mnist")
 
 
 def test_absent_file_and_absent_folder_are_named(small_mnist: Path, monkeypatch) -> None:
     folder = fill(small_mnist / "folder")
-    (folder / image_sets.IDX_FILES[3]).unlink()
+    (folder / sources.IDX_FILES[3]).unlink()
     monkeypatch.setenv("MNIST_DIR", str(folder))
-    with pytest.raises(data.DataError, match=f"folder holds neither {image_sets.IDX_FILES[3]} nor"):
-        image_sets.load_source("mnist")
+    with pytest.raises(
+        datasets.DataError, match=f"folder holds neither {sources.IDX_FILES[3]} nor"
+    ):
+        sources.load_source("mnist")
     monkeypatch.setenv("MNIST_DIR", "nowhere")
-    with pytest.raises(data.DataError, match=r"MNIST_DIR=nowhere: there is no folder .* unset it"):
-        image_sets.load_source("mnist")
+    with pytest.raises(
+        datasets.DataError, match=r"MNIST_DIR=nowhere: there is no folder .* unset it"
+    ):
+        sources.load_source("mnist")
 
 
 @pytest.mark.parametrize(
@@ -182,48 +186,48 @@ def test_labels_that_do_not_fit_the_images_are_refused(root: Path, monkeypatch, 
     folder = fill(root / "folder")
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(labels))
     monkeypatch.setenv("KMNIST_DIR", str(folder))
-    with pytest.raises(data.DataError, match="do not belong together"):
-        image_sets.load_source("kmnist")
+    with pytest.raises(datasets.DataError, match="do not belong together"):
+        sources.load_source("kmnist")
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
 def test_other_sets_come_through_the_same_door(root: Path, monkeypatch, name: str) -> None:
     fill(root / "folder")
-    monkeypatch.setenv(image_sets.SOURCES[name].variable, "folder")
-    dataset = image_sets.make_splits(image_sets.load_source(name), validation=20, test=None, seed=0)
-    assert (dataset.source, dataset.label) == (name, image_sets.SOURCES[name].label)
+    monkeypatch.setenv(sources.SOURCES[name].variable, "folder")
+    dataset = sources.make_splits(sources.load_source(name), validation=20, test=None, seed=0)
+    assert (dataset.source, dataset.label) == (name, sources.SOURCES[name].label)
     assert len(dataset.test_images) == SMALL["t10k"]
 
 
 def test_unknown_source_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"unknown data source 'cifar': .*mnist-5k, mnist"):
-        image_sets.load_source("cifar")
+        sources.load_source("cifar")
 
 
 def test_mnist_5k_is_checked(monkeypatch) -> None:
     pixels, labels = np.zeros((5000, 784)), np.repeat(np.arange(10), 500)
-    monkeypatch.setattr(image_sets, "mnist_data", lambda: (pixels, labels))
-    with pytest.raises(data.DataError, match=r"SHA-256 .* expected .*requirements.lock"):
-        image_sets.load_source("mnist-5k")
+    monkeypatch.setattr(sources, "mnist_data", lambda: (pixels, labels))
+    with pytest.raises(datasets.DataError, match=r"SHA-256 .* expected .*requirements.lock"):
+        sources.load_source("mnist-5k")
 
 
 def test_mnist_5k_needs_no_network(monkeypatch, root: Path) -> None:
     monkeypatch.setattr(socket, "socket", forbid_network)
     monkeypatch.setattr(socket, "getaddrinfo", forbid_network)
-    raw = image_sets.load_source("mnist-5k")
+    raw = sources.load_source("mnist-5k")
     assert raw.images.shape == (5000, 28, 28)
     assert raw.images.dtype == raw.labels.dtype == np.uint8
     assert np.bincount(raw.labels).tolist() == [500] * 10
 
 
 def test_published_mnist(
-    root: Path, mnist_folder: Path, monkeypatch, mnist_5k: image_sets.Raw
+    root: Path, mnist_folder: Path, monkeypatch, mnist_5k: sources.Raw
 ) -> None:
     monkeypatch.setenv("MNIST_DIR", str(mnist_folder))
-    raw = image_sets.load_source("mnist")
+    raw = sources.load_source("mnist")
     assert np.bincount(raw.labels).tolist() == TRAIN_COUNTS
     assert raw.test_images.shape == (10_000, 28, 28)
-    dataset = image_sets.make_splits(raw, validation=5000, test=None, seed=0)
+    dataset = sources.make_splits(raw, validation=5000, test=None, seed=0)
     assert [len(dataset.train_labels), len(dataset.validation_labels)] == [55_000, 5000]
     np.testing.assert_array_equal(dataset.test_images, raw.test_images)
     shares = np.bincount(dataset.validation_labels) / np.array(TRAIN_COUNTS)
@@ -258,20 +262,20 @@ def mirror(small_mnist: Path, monkeypatch) -> Iterator[Path]:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
-        monkeypatch.setattr(datasets.MNIST, "resources", sums)
+        monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", [address])
+        monkeypatch.setattr(torchvision_datasets.MNIST, "resources", sums)
         yield folder
         server.shutdown()
 
 
 def test_download_gives_the_bytes_of_the_folder(mirror: Path, small_mnist: Path, monkeypatch):
-    downloaded = image_sets.load_source("mnist")
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [])
-    again = image_sets.load_source("mnist")
+    downloaded = sources.load_source("mnist")
+    monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", [])
+    again = sources.load_source("mnist")
     monkeypatch.setenv("MNIST_DIR", str(mirror))
-    given = image_sets.load_source("mnist")
+    given = sources.load_source("mnist")
     prints = {
-        image_sets.make_splits(raw, validation=20, test=None, seed=0).fingerprint
+        sources.make_splits(raw, validation=20, test=None, seed=0).fingerprint
         for raw in (downloaded, again, given)
     }
     assert len(prints) == 1
@@ -280,26 +284,26 @@ def test_download_gives_the_bytes_of_the_folder(mirror: Path, small_mnist: Path,
 
 def test_half_a_download_is_not_kept(mirror: Path, small_mnist: Path) -> None:
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(b"something else")
-    with pytest.raises(data.DataError, match=r"cannot be downloaded.*MNIST_DIR"):
-        image_sets.load_source("mnist")
+    with pytest.raises(datasets.DataError, match=r"cannot be downloaded.*MNIST_DIR"):
+        sources.load_source("mnist")
     assert list((small_mnist / "data" / "downloads").iterdir()) == []
     assert socket.getdefaulttimeout() is None
 
 
 def test_damaged_download_is_refused_and_fetched_anew(mirror: Path, small_mnist: Path) -> None:
-    first = image_sets.load_source("mnist")
+    first = sources.load_source("mnist")
     path = small_mnist / "data" / "downloads" / "mnist" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(data.DataError, match="cut short"):
-        image_sets.load_source("mnist")
+    with pytest.raises(datasets.DataError, match="cut short"):
+        sources.load_source("mnist")
     path.unlink()
-    np.testing.assert_array_equal(image_sets.load_source("mnist").images, first.images)
+    np.testing.assert_array_equal(sources.load_source("mnist").images, first.images)
 
 
 def assert_both_remedies_within(seconds: float) -> None:
     start = time.monotonic()
-    with pytest.raises(data.DataError) as raised:
-        image_sets.load_source("mnist")
+    with pytest.raises(datasets.DataError) as raised:
+        sources.load_source("mnist")
     assert time.monotonic() - start < seconds
     message = str(raised.value)
     assert "set MNIST_DIR to a folder" in message
@@ -307,8 +311,8 @@ def assert_both_remedies_within(seconds: float) -> None:
 
 
 def test_failing_download_names_both_remedies(root: Path, monkeypatch) -> None:
-    monkeypatch.setattr(image_sets, "_answering", lambda mirrors, file: list(mirrors))
-    monkeypatch.setattr(datasets.MNIST, "download", forbid_network)
+    monkeypatch.setattr(sources, "_answering", lambda mirrors, file: list(mirrors))
+    monkeypatch.setattr(torchvision_datasets.MNIST, "download", forbid_network)
     assert_both_remedies_within(3)
 
 
@@ -321,7 +325,7 @@ def test_blocked_sockets_name_both_remedies(root: Path, monkeypatch) -> None:
 def test_silent_name_server_does_not_hang(root: Path, monkeypatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(60) and [])
-    monkeypatch.setattr(image_sets, "NETWORK_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "NETWORK_SECONDS", 0.5)
     try:
         assert_both_remedies_within(3)
     finally:
@@ -329,11 +333,11 @@ def test_silent_name_server_does_not_hang(root: Path, monkeypatch) -> None:
 
 
 def test_silent_server_does_not_hang(root: Path, monkeypatch) -> None:
-    monkeypatch.setattr(image_sets, "NETWORK_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "NETWORK_SECONDS", 0.5)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+        monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", [address])
         assert_both_remedies_within(3)
 
 
@@ -345,27 +349,29 @@ def test_silent_server_does_not_hang(root: Path, monkeypatch) -> None:
 )
 def test_splits_are_disjoint_exhaustive_and_stratified(per_class, validation, test) -> None:
     raw = numbered(per_class)
-    dataset = image_sets.make_splits(raw, validation=validation, test=test, seed=3)
+    dataset = sources.make_splits(raw, validation=validation, test=test, seed=3)
     sizes = [10 * per_class - validation - test, validation, test]
-    drawn = [numbers(getattr(dataset, f"{name}_images")) for name in data.SPLITS]
+    drawn = [numbers(getattr(dataset, f"{name}_images")) for name in datasets.SPLITS]
     assert [len(part) for part in drawn] == sizes
     assert sorted(np.concatenate(drawn)) == list(range(10 * per_class))
-    for name, part, size in zip(data.SPLITS, drawn, sizes, strict=True):
+    for name, part, size in zip(datasets.SPLITS, drawn, sizes, strict=True):
         labels = getattr(dataset, f"{name}_labels")
         assert labels.dtype == np.int64
         np.testing.assert_array_equal(labels, part // per_class)
         assert np.abs(np.bincount(labels, minlength=10) - size / 10).max() <= 1
 
 
-def test_mnist_5k_splits(mnist_5k: image_sets.Raw) -> None:
-    dataset = image_sets.make_splits(mnist_5k, validation=500, test=1000, seed=0)
-    counts = [classes.class_counts(data.split(dataset, name)[1], 10) for name in data.SPLITS]
+def test_mnist_5k_splits(mnist_5k: sources.Raw) -> None:
+    dataset = sources.make_splits(mnist_5k, validation=500, test=1000, seed=0)
+    counts = [
+        classes.class_counts(datasets.split(dataset, name)[1], 10) for name in datasets.SPLITS
+    ]
     assert [count.tolist() for count in counts] == [[350] * 10, [50] * 10, [100] * 10]
 
 
 def test_seed_decides_the_splits() -> None:
     prints = [
-        image_sets.make_splits(numbered(30), validation=50, test=50, seed=seed).fingerprint
+        sources.make_splits(numbered(30), validation=50, test=50, seed=seed).fingerprint
         for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]
@@ -376,11 +382,11 @@ def test_seed_decides_the_splits() -> None:
 def test_sizes_that_do_not_fit_are_refused(name: str, size: object) -> None:
     sizes = {"validation": 10, "test": 10, name: size}
     with pytest.raises(ValueError, match=f"{name}={size!r}"):
-        image_sets.make_splits(numbered(30), **sizes, seed=0)
+        sources.make_splits(numbered(30), **sizes, seed=0)
 
 
 def test_a_test_set_of_its_own_cannot_be_resized() -> None:
     raw = replace(numbered(30), test_images=numbered(1).images, test_labels=numbered(1).labels)
-    assert len(image_sets.make_splits(raw, validation=10, test=10, seed=0).test_labels) == 10
+    assert len(sources.make_splits(raw, validation=10, test=10, seed=0).test_labels) == 10
     with pytest.raises(ValueError, match=r"test=20 does not fit: .* own test set of 10"):
-        image_sets.make_splits(raw, validation=10, test=20, seed=0)
+        sources.make_splits(raw, validation=10, test=20, seed=0)

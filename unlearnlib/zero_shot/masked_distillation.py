@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearnlib.models import models
-from unlearnlib.models.steps import batches, finite, one_cycle, shift
+from unlearnlib.models.loops import batches, finite, one_cycle, shift
 from unlearnlib.pipeline.progress import track
-from unlearnlib.zero_shot import inversion
+from unlearnlib.zero_shot import deep_inversion
 from unlearnlib.zero_shot.gkt import divergence
 
 
@@ -57,7 +57,7 @@ def unlearn(
     forget_classes: list[int],
     num_classes: int,
     shape: tuple[int, int, int],
-    synthesis: inversion.Synthesis,
+    synthesis: deep_inversion.Synthesis,
     tuning: Tuning,
     seed: int,
 ) -> nn.Module:
@@ -79,7 +79,7 @@ def unlearn(
         FloatingPointError: a loss that is not finite.
     """
     original = models.frozen(model)
-    images, _ = inversion.synthesise(
+    images, _ = deep_inversion.synthesise(
         original, forget_classes=[], num_classes=num_classes, shape=shape, settings=synthesis,
         seed=seed,
     )  # fmt: skip

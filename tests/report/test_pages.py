@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from unlearnlib.pipeline.paths import place
-from unlearnlib.report import interactive, report
+from unlearnlib.report import interactive, pages
 
 FRAME = """<div><style scoped>td {color: red}</style><table border="1" class="dataframe">
 <thead><tr style="text-align: right;"><th></th><th>method</th><th>retain</th></tr></thead>
@@ -104,7 +104,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def built(project: Path) -> dict[str, BeautifulSoup]:
     """Return the parsed pages and index of the project, by name."""
-    report.build("quick")
+    pages.build("quick")
     reports = place("quick").reports
     paths = [reports / "index.html", *reports.glob("pages/*.html")]
     return {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
@@ -152,8 +152,8 @@ def test_links_between_notebooks_become_links_between_pages(
 
 def test_a_broken_link_names_its_notebook(project: Path) -> None:
     write(project, n02_bad=new_notebook(cells=[new_markdown_cell("# A\n\n[b](nowhere.py)")]))
-    with pytest.raises(report.ReportError, match=r"02_bad\.ipynb: broken link nowhere\.py"):
-        report.build("quick")
+    with pytest.raises(pages.ReportError, match=r"02_bad\.ipynb: broken link nowhere\.py"):
+        pages.build("quick")
 
 
 def test_images_are_described(built: dict[str, BeautifulSoup]) -> None:
@@ -161,12 +161,12 @@ def test_images_are_described(built: dict[str, BeautifulSoup]) -> None:
     alts = ['A "rising" curve', "Nested", "Figure: The figures"]
     assert [image["alt"] for image in images] == alts
     assert images[1]["width"] == "80"
-    assert not any(report.check_alt(str(soup)) for soup in built.values())
+    assert not any(pages.check_alt(str(soup)) for soup in built.values())
 
 
-@pytest.mark.parametrize("alt", ["", ' alt=""', ' alt=" "', f' alt="{report.NO_ALT}"'])
+@pytest.mark.parametrize("alt", ["", ' alt=""', ' alt=" "', f' alt="{pages.NO_ALT}"'])
 def test_check_alt_finds_undescribed_images(alt: str) -> None:
-    assert len(report.check_alt(f'<img src="data:a" alt="good"><img src="data:b"{alt}>')) == 1
+    assert len(pages.check_alt(f'<img src="data:a" alt="good"><img src="data:b"{alt}>')) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_check_alt_finds_undescribed_images(alt: str) -> None:
         ('<img alt="a" src="https://a.test/b.png">', "not embedded"),
         ('<link rel="stylesheet" href="style.css">', "not embedded"),
         ('<a href="#gone">a</a>', "no heading"),
-        ("x" * (report.LARGEST_PAGE + 1), "lower a figure's dpi"),
+        ("x" * (pages.LARGEST_PAGE + 1), "lower a figure's dpi"),
     ],
 )
 def test_check_page_finds_what_needs_the_outside(html: str, problem: str) -> None:
-    (found,) = report.check_page(html)
+    (found,) = pages.check_page(html)
     assert problem in found
 
 
@@ -211,10 +211,11 @@ def test_a_chart_is_drawn_by_a_script_and_is_a_picture_without(
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     plain = new_notebook(cells=[new_markdown_cell("# Plain")])
     write(tmp_path, scales=new_notebook(cells=cells), plain=plain)
-    report.build("quick")
-    pages = tmp_path / "reports/quick/pages"
+    pages.build("quick")
+    written = tmp_path / "reports/quick/pages"
     page, other = (
-        BeautifulSoup((pages / f"{n}.html").read_text(), "html.parser") for n in ("scales", "plain")
+        BeautifulSoup((written / f"{n}.html").read_text(), "html.parser")
+        for n in ("scales", "plain")
     )
     assert page.select_one(".chart > img")["alt"] == "A < curve"
     assert json.loads(page.select_one(".chart .interactive script").string)["signals"]
@@ -239,8 +240,8 @@ def test_math_becomes_mathml(built: dict[str, BeautifulSoup]) -> None:
 @pytest.mark.parametrize("latex", [r"\nosuch{x}", "a & b", r"\left( x"])
 def test_an_unknown_formula_names_its_notebook(project: Path, latex: str) -> None:
     write(project, n02_bad=new_notebook(cells=[new_markdown_cell(f"# A\n\n${latex}$")]))
-    with pytest.raises(report.ReportError, match=r"02_bad\.ipynb: ") as caught:
-        report.build("quick")
+    with pytest.raises(pages.ReportError, match=r"02_bad\.ipynb: ") as caught:
+        pages.build("quick")
     assert latex in str(caught.value)
 
 
@@ -275,7 +276,7 @@ def test_columns_under_merged_headers_align() -> None:
     html = '<table><tr><th>k</th><th colspan="2">v</th></tr><tr><th rowspan="2">a</th>'
     html += "<td>b</td><td>1</td></tr><tr><td>c</td><td>2</td></tr></table>"
     soup = BeautifulSoup(f"<h1>A</h1>{html}", "html.parser")
-    report._finish_tables(soup)
+    pages._finish_tables(soup)
     assert [cell.get_text() for cell in soup.select(".number")] == ["1", "2"]
 
 
@@ -283,7 +284,7 @@ def test_columns_under_merged_headers_align() -> None:
 def test_a_bound_or_a_range_aligns_like_a_number(value: str) -> None:
     html = f"<h1>A</h1><table><tr><td>97.12</td></tr><tr><td>{value.replace('<', '&lt;')}</td></tr>"
     soup = BeautifulSoup(f"{html}</table>", "html.parser")
-    report._finish_tables(soup)
+    pages._finish_tables(soup)
     assert len(soup.select(".number")) == 2
 
 
@@ -292,7 +293,7 @@ def header(*rows: list[str]) -> list[list[str]]:
     lines = ["".join(f"<th>{name}</th>" for name in row) for row in rows]
     html = "".join(f"<tr>{line}</tr>" for line in lines)
     soup = BeautifulSoup(f"<h1>A</h1><table><thead>{html}</thead></table>", "html.parser")
-    report._finish_tables(soup)
+    pages._finish_tables(soup)
     return [[cell.get_text() for cell in row("th")] for row in soup.select("thead tr")]
 
 
@@ -333,9 +334,9 @@ def test_provenance_is_on_every_page(built: dict[str, BeautifulSoup]) -> None:
 def test_only_the_small_data_set_has_a_badge(project: Path) -> None:
     facts = place("quick").metrics / "provenance.json"
     facts.write_text('{"data_source": "mnist"}')
-    assert "MNIST-5k" not in report.build("quick").read_text()
+    assert "MNIST-5k" not in pages.build("quick").read_text()
     facts.unlink()
-    assert "MNIST-5k" not in report.build("quick").read_text()
+    assert "MNIST-5k" not in pages.build("quick").read_text()
 
 
 def test_index_has_a_card_for_each_page(built: dict[str, BeautifulSoup]) -> None:
@@ -361,7 +362,7 @@ def test_index_draws_the_pipeline_in_order(built: dict[str, BeautifulSoup]) -> N
     parts = built["index"].select(".pipeline > li")
     steps = [[link["href"] for link in part.find_all("a")] for part in parts]
     assert steps == [["pages/01_data.html"], ["pages/12_gkt.html"]]
-    assert [part.h3.get_text() for part in parts] == [report.PARTS[0], report.PARTS[10]]
+    assert [part.h3.get_text() for part in parts] == [pages.PARTS[0], pages.PARTS[10]]
 
 
 def test_index_shows_the_headline_table(built: dict[str, BeautifulSoup], project: Path) -> None:
@@ -371,7 +372,7 @@ def test_index_shows_the_headline_table(built: dict[str, BeautifulSoup], project
     assert [header["scope"] for header in table("th")] == ["col", "col", "row", "row"]
     assert "MNIST-5k" in table.caption.get_text()
     (project / "reports/quick/tables/headline.csv").unlink()
-    assert "<table" not in report.build("quick").read_text()
+    assert "<table" not in pages.build("quick").read_text()
 
 
 def test_index_links_tables_and_notebooks(built: dict[str, BeautifulSoup]) -> None:
@@ -385,9 +386,9 @@ def test_the_same_notebooks_give_the_same_bytes(project: Path) -> None:
     for cell in old_format.cells:
         del cell["id"]
     write(project, n01_data=old_format)
-    report.build("quick")
+    pages.build("quick")
     first = contents(project)
-    report.build("quick")
+    pages.build("quick")
     assert contents(project) == first
 
 
@@ -396,24 +397,24 @@ def test_pages_are_small(built: dict[str, BeautifulSoup]) -> None:
 
 
 def test_pages_of_removed_notebooks_go(project: Path) -> None:
-    report.build("quick")
+    pages.build("quick")
     (place("quick").notebooks / "12_gkt.ipynb").unlink()
-    report.build("quick")
+    pages.build("quick")
     assert [path.name for path in place("quick").pages.iterdir()] == ["01_data.html"]
 
 
 def test_a_failure_leaves_the_old_report(project: Path) -> None:
-    report.build("quick")
+    pages.build("quick")
     write(project, n02_bad=new_notebook(cells=[new_markdown_cell(r"# A $\nosuch$")]))
     before = contents(project)
-    with pytest.raises(report.ReportError):
-        report.build("quick")
+    with pytest.raises(pages.ReportError):
+        pages.build("quick")
     assert contents(project) == before
 
 
 def test_a_notebook_without_headings_is_titled_by_its_name(project: Path) -> None:
     write(project, n40_bare=new_notebook(cells=[code("1")]), n41_low=new_notebook())
-    report.build("quick")
+    pages.build("quick")
     html = (place("quick").pages / "40_bare.html").read_text()
     assert BeautifulSoup(html, "html.parser").title.get_text().startswith("40_bare")
 
@@ -423,15 +424,15 @@ def test_no_notebooks_is_said_with_the_remedy(
 ) -> None:
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     with pytest.raises(SystemExit, match="no executed notebooks in reports/quick/.*`dvc repro`"):
-        report.main(["--profile", "quick"])
+        pages.main(["--profile", "quick"])
     assert not (tmp_path / "reports").exists()
 
 
 def test_command_line_builds_and_names_the_index(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report.main(["--profile", "quick"])
+    pages.main(["--profile", "quick"])
     assert capsys.readouterr().out == "report: reports/quick/index.html\n"
     with pytest.raises(SystemExit):
-        report.main(["--profile", "../x"])
+        pages.main(["--profile", "../x"])
     assert "'../x'" in capsys.readouterr().err

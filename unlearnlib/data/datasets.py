@@ -1,6 +1,6 @@
 """A data set of the study: stored, checked when it is read, and given out as tensors.
 
-It is a handful of arrays in memory: images are uint8 [N, 28, 28], labels int64 [N]. `image_sets`
+It is a handful of arrays in memory: images are uint8 [N, 28, 28], labels int64 [N]. `sources`
 makes it; whatever only reads it is spared the libraries that download and split.
 """
 

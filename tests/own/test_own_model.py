@@ -10,7 +10,7 @@ from toys import states_equal
 
 from unlearnlib.models import models
 from unlearnlib.models.models import CheckpointError
-from unlearnlib.own import own
+from unlearnlib.own import own_model
 from unlearnlib.pipeline.sweep import sweep
 
 SHAPE, CLASSES = (3, 8, 12), 4
@@ -104,12 +104,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def state_of(function: str) -> dict[str, torch.Tensor]:
-    return own.importing(f"nets.py:{function}")().state_dict()
+    return own_model.importing(f"nets.py:{function}")().state_dict()
 
 
 def mine(function: str = "network", **changes: object) -> dict:
     """The arguments of `load` for one of the networks, whose state dict is written."""
-    if not Path(file := own.root() / f"{function}.pt").exists() and function not in BROKEN:
+    if not Path(file := own_model.root() / f"{function}.pt").exists() and function not in BROKEN:
         torch.save(state_of(function), file)
     return {
         "checkpoint": f"{function}.pt", "factory": f"nets.py:{function}", "num_classes": CLASSES,
@@ -131,19 +131,19 @@ BROKEN = ("number", "absent")
     ],
 )
 def test_every_usual_form_of_checkpoint_loads(form, project: Path) -> None:
-    network = own.importing("nets.py:network")().eval()
+    network = own_model.importing("nets.py:network")().eval()
     torch.save(form(network.state_dict()), project / "network.pt")
     images = torch.rand(5, *SHAPE)
-    torch.testing.assert_close(own.load(**mine())(images), network(images))
+    torch.testing.assert_close(own_model.load(**mine())(images), network(images))
 
 
 def test_images_are_standardised_as_the_network_was_trained(project: Path) -> None:
-    network = own.importing("nets.py:network")().eval()
+    network = own_model.importing("nets.py:network")().eval()
     torch.save(network.state_dict(), project / "network.pt")
     given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in given.values())
     images = torch.rand(5, *SHAPE)
-    found = own.load(**mine(normalise=given))(images)
+    found = own_model.load(**mine(normalise=given))(images)
     torch.testing.assert_close(found, network((images - mean) / std))
 
 
@@ -159,17 +159,17 @@ def test_images_are_standardised_as_the_network_was_trained(project: Path) -> No
 def test_a_file_that_is_no_fitting_state_dict_is_refused(content, message, project: Path) -> None:
     torch.save(content, project / "network.pt")
     with pytest.raises(CheckpointError, match=message):
-        own.load(**mine())
+        own_model.load(**mine())
 
 
 def test_a_missing_or_damaged_checkpoint_is_named(project: Path) -> None:
     with pytest.raises(
         CheckpointError, match="checkpoint gone.pt does not exist.*project's folder"
     ):
-        own.load(**mine(checkpoint="gone.pt"))
+        own_model.load(**mine(checkpoint="gone.pt"))
     (project / "bytes.pt").write_bytes(b"no zip")
     with pytest.raises(CheckpointError, match="bytes.pt is damaged"):
-        own.load(**mine(checkpoint="bytes.pt"))
+        own_model.load(**mine(checkpoint="bytes.pt"))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_missing_or_damaged_checkpoint_is_named(project: Path) -> None:
 )
 def test_what_a_first_user_gets_wrong_is_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        own.load(**mine(**changes))
+        own_model.load(**mine(**changes))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_a_first_user_gets_wrong_is_named(changes: dict, message: str) -> N
 )
 def test_what_is_no_logits_is_refused(function: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        own.load(**mine(function))
+        own_model.load(**mine(function))
 
 
 @pytest.mark.parametrize(
@@ -212,22 +212,25 @@ def test_what_is_no_logits_is_refused(function: str, message: str) -> None:
 )
 def test_forget_classes_are_checked(forget: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        own.unlearn(own.load(**mine()), METHODS["mm_noise"], forget_classes=forget, seed=0)
+        own_model.unlearn(
+            own_model.load(**mine()), METHODS["mm_noise"], forget_classes=forget, seed=0
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_leaves_a_file_that_loads_into_the_users_factory(
     name: str, project: Path
 ) -> None:
-    model = own.load(**mine())
+    model = own_model.load(**mine())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     one, two = (
-        own.unlearn(model, METHODS[name], forget_classes=[1], seed=5)["model"] for _ in range(2)
+        own_model.unlearn(model, METHODS[name], forget_classes=[1], seed=5)["model"]
+        for _ in range(2)
     )
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    own.save(one, project / "out" / "unlearned.pt")
+    own_model.save(one, project / "out" / "unlearned.pt")
     assert [file.name for file in (project / "out").iterdir()] == ["unlearned.pt"]
-    network = own.importing("nets.py:network")().eval()
+    network = own_model.importing("nets.py:network")().eval()
     network.load_state_dict(torch.load(project / "out" / "unlearned.pt", weights_only=True))
     images = torch.rand(6, *SHAPE)
     torch.testing.assert_close(network(images), models.predict(two, images))
@@ -235,32 +238,32 @@ def test_each_method_leaves_a_file_that_loads_into_the_users_factory(
 
 
 def test_methods_that_need_batch_norm_say_so() -> None:
-    model = own.load(**mine("plain"))
-    reasons = {name: own.not_applicable(model, method) for name, method in METHODS.items()}
+    model = own_model.load(**mine("plain"))
+    reasons = {name: own_model.not_applicable(model, method) for name, method in METHODS.items()}
     assert reasons.pop("mm_noise") is None
     assert all("BatchNorm running statistics" in reason for reason in reasons.values())
-    own.unlearn(model, METHODS["mm_noise"], forget_classes=[0], seed=0)
+    own_model.unlearn(model, METHODS["mm_noise"], forget_classes=[0], seed=0)
     with pytest.raises(ValueError, match="not applicable: reads BatchNorm"):
-        own.unlearn(model, METHODS["gkt"], forget_classes=[0], seed=0)
+        own_model.unlearn(model, METHODS["gkt"], forget_classes=[0], seed=0)
 
 
 def test_attention_needs_activation_modules() -> None:
-    model = own.load(**mine("functional"))
+    model = own_model.load(**mine("functional"))
     without = METHODS["gkt"]["settings"] | {"attention_weight": 0.0}
-    assert "activation modules" in own.not_applicable(model, METHODS["gkt"])
-    assert own.not_applicable(model, {"kind": "gkt", "settings": without}) is None
+    assert "activation modules" in own_model.not_applicable(model, METHODS["gkt"])
+    assert own_model.not_applicable(model, {"kind": "gkt", "settings": without}) is None
 
 
 def test_a_generator_needs_sides_that_are_multiples_of_4() -> None:
-    model = own.load(**mine("pooled", shape=(3, 10, 12)))
-    assert "not 10 x 12" in own.not_applicable(model, METHODS["gkt"])
+    model = own_model.load(**mine("pooled", shape=(3, 10, 12)))
+    assert "not 10 x 12" in own_model.not_applicable(model, METHODS["gkt"])
     plain = {"kind": "deep_inversion", "synthesis": SYNTHESIS | {"prior_steps": 0}}
-    assert own.not_applicable(model, plain) is None
+    assert own_model.not_applicable(model, plain) is None
 
 
 def spec(project: Path, **changes: object) -> dict:
     given = mine() | {"arguments": {}, "normalise": None, "shape": list(SHAPE)}
-    given |= {"checkpoint": project / "network.pt", "code": own.code("nets.py:network")}
+    given |= {"checkpoint": project / "network.pt", "code": own_model.code("nets.py:network")}
     return given | {"name": "m", "seed": 0, "forget_classes": [1], **changes}
 
 
@@ -268,7 +271,7 @@ def test_a_changed_factory_or_checkpoint_runs_again(project: Path) -> None:
     store, method = project / "store", METHODS["mm_noise"]
 
     def swept() -> tuple[dict, int]:
-        (record,) = sweep([spec(project, method=method)], own.run, store=store)
+        (record,) = sweep([spec(project, method=method)], own_model.run, store=store)
         return record["result"], (store / "m.pt").stat().st_mtime_ns
 
     (result, first), (_, second) = swept(), swept()
@@ -284,7 +287,7 @@ def test_worker_processes_import_the_factory(project: Path) -> None:
     """In processes of their own the methods give, to the bit, what they give here."""
     specs = [spec(project, name=name, method=METHODS[name]) for name in ("gkt", "mm_noise")]
     parallel, alone = (
-        sweep(specs, own.run, store=project / f"store{workers}", workers=workers)
+        sweep(specs, own_model.run, store=project / f"store{workers}", workers=workers)
         for workers in (2, 1)
     )
     for one, other in zip(parallel, alone, strict=True):
@@ -294,14 +297,14 @@ def test_worker_processes_import_the_factory(project: Path) -> None:
 
 def test_a_method_that_comes_to_no_end_says_why(project: Path) -> None:
     method = METHODS["deep_inversion"] | {"distillation": {"steps": 2, "gate_threshold": 0.0}}
-    assert "nothing to distil from" in own.run(spec(project, method=method))["failed"]
+    assert "nothing to distil from" in own_model.run(spec(project, method=method))["failed"]
     with pytest.raises(ValueError, match="is every class"):
-        own.run(spec(project, method=method, forget_classes=[0, 1, 2, 3]))
+        own_model.run(spec(project, method=method, forget_classes=[0, 1, 2, 3]))
 
 
 def test_images_to_compare_on_are_drawn_from_any_model(project: Path) -> None:
-    given = mine("plain", arguments={}, normalise=None, code=own.code("nets.py:plain"))
-    drawn = own.run_drawing(given | {"name": "probe", "seed": 0, "synthesis": SYNTHESIS})
+    given = mine("plain", arguments={}, normalise=None, code=own_model.code("nets.py:plain"))
+    drawn = own_model.run_drawing(given | {"name": "probe", "seed": 0, "synthesis": SYNTHESIS})
     assert drawn["images"].shape == (16, *SHAPE)
     assert drawn["images"].dtype == torch.uint8
 
@@ -319,16 +322,18 @@ class Pixels(nn.Module):
 
 def test_signs_are_leak_and_agreement() -> None:
     images = 100 * torch.eye(3)[[0, 1, 1, 2]].view(4, 1, 1, 3)
-    found = own.signs(Pixels(0, 0, 0), Pixels(-200, 0, 150), images, [0])
+    found = own_model.signs(Pixels(0, 0, 0), Pixels(-200, 0, 150), images, [0])
     assert found["leak"] == pytest.approx(0, abs=1e-6)
     assert found["agreement"] == pytest.approx(100 / 3)
-    assert own.signs(Pixels(0, 0, 0), Pixels(0, 0, 0), images, [0])["leak"] == pytest.approx(100)
+    assert own_model.signs(Pixels(0, 0, 0), Pixels(0, 0, 0), images, [0])["leak"] == pytest.approx(
+        100
+    )
 
 
 def test_test_images_are_read_as_the_model_takes_them(project: Path) -> None:
     options = {"num_classes": 2, "shape": (1, 4, 4)}
     np.savez(project / "t.npz", images=np.full((3, 4, 4), 255, np.uint8), labels=[0, 1, 1])
-    images, labels = own.load_images("t.npz", **options)
+    images, labels = own_model.load_images("t.npz", **options)
     assert images.shape == (3, 1, 4, 4) and images.max() == 1 and labels.tolist() == [0, 1, 1]
     for content, message in (
         ({"images": np.ones((3, 1, 4, 4))}, "holds no test images.*numpy.savez"),
@@ -338,6 +343,6 @@ def test_test_images_are_read_as_the_model_takes_them(project: Path) -> None:
     ):
         np.savez(project / "t.npz", **content)
         with pytest.raises(ValueError, match=message):
-            own.load_images("t.npz", **options)
+            own_model.load_images("t.npz", **options)
     with pytest.raises(ValueError, match="holds no test images"):
-        own.load_images("gone.npz", **options)
+        own_model.load_images("gone.npz", **options)

@@ -20,9 +20,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import jacfwd, jacrev
 
-from unlearnlib.influence import curvature, influence
+from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.influence import estimate
+from unlearnlib.influence.estimators import estimate
 from unlearnlib.influence.solvers import Dense, MatrixFree, SolveError
 
 GROUP = torch.tensor([3, 17, 4, 21, 9, 30, 11])
@@ -120,7 +120,7 @@ def test_ridge_second_order_has_the_published_coefficients():
 
 def test_the_convention_of_2017_is_one_over_n():
     objective, (hessian, _, gradient) = ridge(), ridge_pieces()
-    update = influence.first_order(
+    update = estimators.first_order(
         curvature.gradient_sum(objective, index=GROUP),
         systems(objective)[0],
         items=40,
@@ -134,12 +134,12 @@ def test_without_the_penalty_in_the_gradient_newton_is_not_retraining():
     objective = ridge()
     bare = curvature.gradient_sum(replace(objective, l2=0.0), index=GROUP)
     of_group = curvature.gauss_newton(objective, index=GROUP)
-    kept = influence.kept_system(systems(objective)[0], of_group, items=40, removed=7)
-    exact = influence.newton(
+    kept = estimators.kept_system(systems(objective)[0], of_group, items=40, removed=7)
+    exact = estimators.newton(
         bare + 7 * 0.1 * curvature.flatten(objective.network), kept, items=40, removed=7
     )
     close(exact.delta, change(objective, GROUP))
-    wrong = influence.newton(bare, kept, items=40, removed=7)
+    wrong = estimators.newton(bare, kept, items=40, removed=7)
     assert (wrong.delta - exact.delta).norm() > 0.05 * exact.delta.norm()
 
 
@@ -166,7 +166,7 @@ def test_fif_is_the_first_order_change_of_the_minimum_over_the_subset():
 
     def path(s: Tensor) -> Tensor:
         weights = removal_weights(40, GROUP, s)
-        moved = influence.apply_update(objective.network, 0 * theta)
+        moved = estimators.apply_update(objective.network, 0 * theta)
         rows = curvature.item_gradients(replace(objective, network=moved))
         slope = (weights[:, None] * rows).sum(0) / 40
         return theta[MASK] - torch.linalg.solve(hessian[MASK][:, MASK], slope[MASK])
@@ -189,7 +189,7 @@ def test_damping_is_the_minimum_held_near_the_start():
     # a proximal term δ/2 ‖θ - θ̂‖² on both objectives: exact for a quadratic loss
     objective, damping = ridge(), 0.5
     theta = curvature.flatten(objective.network)
-    kept = influence.without(objective, GROUP)
+    kept = estimators.without(objective, GROUP)
     slope = curvature.gradient_sum(kept) / kept.items
     held = -torch.linalg.solve(dense_hessian(kept) + damping * torch.eye(12).double(), slope)
     for system in systems(objective, damping=damping):
@@ -206,7 +206,7 @@ def test_damped_second_order_is_exact_for_a_group_like_the_rest():
         inputs=torch.cat([part.inputs] * 2),
         targets=torch.cat([part.targets, part.targets + 1]),
     )
-    network = influence.apply_update(part.network, torch.zeros(12))
+    network = estimators.apply_update(part.network, torch.zeros(12))
     curvature.assign(network, ridge_minimum(objective, torch.ones(40).double()))
     objective, group = replace(objective, network=network), torch.arange(20, 40)
     for system in systems(objective, damping=0.2):
@@ -218,10 +218,10 @@ def test_damped_second_order_is_exact_for_a_group_like_the_rest():
 
 def test_newton_from_an_unfinished_training_reaches_the_minimum():
     objective = ridge()
-    network = influence.apply_update(objective.network, torch.ones(12).double())
+    network = estimators.apply_update(objective.network, torch.ones(12).double())
     moved = replace(objective, network=network)
-    kept = Dense(dense_hessian(influence.without(moved, GROUP)))
-    update = influence.newton(
+    kept = Dense(dense_hessian(estimators.without(moved, GROUP)))
+    update = estimators.newton(
         curvature.gradient_sum(moved, index=GROUP),
         kept,
         items=40,
@@ -229,7 +229,7 @@ def test_newton_from_an_unfinished_training_reaches_the_minimum():
         training_gradient=curvature.gradient_sum(moved),
     )
     retrained = ridge_minimum(objective, removal_weights(40, GROUP, 1.0))
-    close(curvature.flatten(influence.apply_update(network, update.delta)), retrained)
+    close(curvature.flatten(estimators.apply_update(network, update.delta)), retrained)
 
 
 def test_a_dense_group_matrix_and_its_product_give_the_same_step():
@@ -238,10 +238,10 @@ def test_a_dense_group_matrix_and_its_product_give_the_same_step():
     gradient = curvature.gradient_sum(objective, index=group.unique())
     system = Dense(curvature.gauss_newton(objective), damping=0.1)
     matrix = curvature.gauss_newton(objective, index=group)
-    dense = influence.kept_system(system, matrix, **sizes)
-    free = influence.kept_system(system, lambda v: matrix @ v + 0.1 * v, **sizes)
+    dense = estimators.kept_system(system, matrix, **sizes)
+    free = estimators.kept_system(system, lambda v: matrix @ v + 0.1 * v, **sizes)
     assert isinstance(free, MatrixFree)
-    direct, iterated = (influence.newton(gradient, s, **sizes) for s in (dense, free))
+    direct, iterated = (estimators.newton(gradient, s, **sizes) for s in (dense, free))
     close(iterated.delta, direct.delta, tolerance=1e-5)
     assert 1 < iterated.iterations < 40
 
@@ -330,8 +330,8 @@ def test_removal_raises_the_loss_of_the_group_and_lowers_that_of_the_rest(convex
     group = torch.arange(0, 60, 3)
     for name in ("first_order", "newton", "second_order"):
         delta = estimate(name, objective, group, system).delta
-        moved = replace(objective, network=influence.apply_update(objective.network, delta))
-        kept, kept_before = (influence.without(o, group) for o in (moved, objective))
+        moved = replace(objective, network=estimators.apply_update(objective.network, delta))
+        kept, kept_before = (estimators.without(o, group) for o in (moved, objective))
         before = curvature.mean_loss(objective, index=group)
         assert curvature.mean_loss(moved, index=group) > before
         assert curvature.mean_loss(kept) < curvature.mean_loss(kept_before)
@@ -345,8 +345,8 @@ def test_conjugate_gradients_agree_with_the_dense_solve_on_a_net():
     dense = Dense(curvature.gauss_newton(objective), damping=0.05)
     free = MatrixFree(curvature.gauss_newton_operator(objective), damping=0.05)
     mask = torch.arange(88) % 4 == 0
-    for name in influence.ESTIMATORS:
-        options = {"mask": mask} if name in influence.PARTIAL else {}
+    for name in estimators.ESTIMATORS:
+        options = {"mask": mask} if name in estimators.PARTIAL else {}
         expected = estimate(name, objective, group, dense, **options)
         update = estimate(name, objective, group, free, **options)
         assert (update.delta - expected.delta).norm() <= 1e-4 * expected.delta.norm()
@@ -371,7 +371,7 @@ def test_an_update_moves_a_copy():
     network = small_net().network
     before = curvature.flatten(network)
     delta = torch.arange(88.0).double()
-    moved = influence.apply_update(network, delta, scale=0.25)
+    moved = estimators.apply_update(network, delta, scale=0.25)
     close(curvature.flatten(moved), before + delta / 4)
     close(curvature.flatten(network), before)
     assert torch.equal(moved[1].running_mean, network[1].running_mean)
@@ -382,11 +382,11 @@ def test_an_update_moves_a_copy():
 def test_a_wrong_update_is_refused():
     network, delta = small_net().network, torch.ones(88)
     with pytest.raises(ValueError, match=r"shape \(3,\) for 88 parameters"):
-        influence.apply_update(network, torch.ones(3))
+        estimators.apply_update(network, torch.ones(3))
     with pytest.raises(ValueError, match=r"scale nan.*finite scale"):
-        influence.apply_update(network, delta, scale=float("nan"))
+        estimators.apply_update(network, delta, scale=float("nan"))
     with pytest.raises(ValueError, match=r"not finite.*raise the damping"):
-        influence.apply_update(network, delta * float("inf"))
+        estimators.apply_update(network, delta * float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_wrong_group_is_refused(group: Tensor, message: str):
     with pytest.raises(ValueError, match=rf"{message}.*from 0 to 39"):
         estimate("newton", objective, group, systems(objective)[0])
     with pytest.raises(ValueError, match=message):
-        influence.without(objective, group)
+        estimators.without(objective, group)
 
 
 def test_a_wrong_estimator_mask_or_size_is_refused():
@@ -425,7 +425,7 @@ def test_a_wrong_estimator_mask_or_size_is_refused():
         estimate("newton", objective, GROUP, system, kind="fisher")
     for removed in (0, 40, 41):
         with pytest.raises(ValueError, match=rf"group of {removed} of 40 items"):
-            influence.first_order(torch.ones(12).double(), system, items=40, removed=removed)
+            estimators.first_order(torch.ones(12).double(), system, items=40, removed=removed)
 
 
 def test_no_damping_on_a_singular_matrix_is_refused():

@@ -22,7 +22,7 @@ from toys import (
 )
 
 from unlearnlib.models import models
-from unlearnlib.zero_shot import generators, inversion
+from unlearnlib.zero_shot import deep_inversion, generators
 
 DRAWN = {
     "per_class": 3,
@@ -36,8 +36,8 @@ DISTILLED = {"per_class": 3, "steps": 6, "batch_size": 8}
 OFF = {"statistics_weight": 0.0, "variation_weight": 0.0, "norm_weight": 0.0}
 
 
-def settings(**changed) -> inversion.Synthesis:
-    return inversion.Synthesis(**(DRAWN | changed))
+def settings(**changed) -> deep_inversion.Synthesis:
+    return deep_inversion.Synthesis(**(DRAWN | changed))
 
 
 def synthesise(teacher: nn.Module, *, seed: int = 0, **changed) -> tuple[Tensor, Tensor]:
@@ -45,16 +45,16 @@ def synthesise(teacher: nn.Module, *, seed: int = 0, **changed) -> tuple[Tensor,
     shape = SHAPE if classes == CLASSES else (1, 28, 28)
     torch.manual_seed(0)
     options = {"num_classes": classes, "shape": shape, "settings": settings(**changed)}
-    return inversion.synthesise(teacher, forget_classes=[1, 3], seed=seed, **options)
+    return deep_inversion.synthesise(teacher, forget_classes=[1, 3], seed=seed, **options)
 
 
 def distil(
     teacher: nn.Module, images: Tensor, *, seed: int = 0, **changed
 ) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(3)
-    chosen = inversion.Distillation(**(DISTILLED | changed))
+    chosen = deep_inversion.Distillation(**(DISTILLED | changed))
     options = {"forget_classes": [1, 3], "settings": chosen, "seed": seed}
-    return inversion.distil(teacher, (images * 255).to(torch.uint8), **options)
+    return deep_inversion.distil(teacher, (images * 255).to(torch.uint8), **options)
 
 
 # ----------------------------------------------------------------------------------- the loss
@@ -62,13 +62,13 @@ def distil(
 
 def test_total_variation_has_closed_forms():
     flat = torch.full((2, 3, 5, 4), 0.7)
-    assert inversion.total_variation(flat).item() == 0
+    assert deep_inversion.total_variation(flat).item() == 0
     dot = torch.zeros(1, 1, 5, 5)
     dot[0, 0, 2, 2] = 3.0
-    assert inversion.total_variation(dot).item() == 4 * 9
+    assert deep_inversion.total_variation(dot).item() == 4 * 9
     ramp = torch.arange(4.0).expand(1, 2, 5, 4)  # 3 steps of 1 in each of 2 · 5 rows
-    assert inversion.total_variation(ramp).item() == 30
-    assert inversion.total_variation(torch.cat([ramp, 0 * ramp])).item() == 15
+    assert deep_inversion.total_variation(ramp).item() == 30
+    assert deep_inversion.total_variation(torch.cat([ramp, 0 * ramp])).item() == 15
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_loss_is_what_sklearn_and_numpy_compute(
     chosen = settings(
         statistics_weight=weights[0], variation_weight=weights[1], norm_weight=weights[2]
     )
-    found = inversion.inversion_loss(teacher, images, labels, settings=chosen)
+    found = deep_inversion.inversion_loss(teacher, images, labels, settings=chosen)
     array = images.double().numpy()
     shares = teacher(images).double().softmax(1).numpy()
     variation = sum((np.diff(array, axis=axis) ** 2).sum() for axis in (2, 3)) / 6
@@ -98,7 +98,7 @@ def test_the_loss_is_what_sklearn_and_numpy_compute(
 
 def optimise(teacher: nn.Module, start: Tensor, labels: Tensor, **changed) -> Tensor:
     randomness = torch.Generator().manual_seed(0)
-    return inversion.optimise(
+    return deep_inversion.optimise(
         teacher, start, labels, settings=settings(**changed), generator=randomness
     )
 
@@ -113,7 +113,7 @@ def test_images_become_their_class_and_stay_in_range(monkeypatch: pytest.MonkeyP
     assert images.max() > 0.9
     assert (teacher(images).argmax(1) == labels).float().mean() > 0.8
     losses = [
-        inversion.inversion_loss(teacher, x, labels, settings=settings(**chosen))
+        deep_inversion.inversion_loss(teacher, x, labels, settings=settings(**chosen))
         for x in (start, images)
     ]
     assert losses[1] < losses[0] / 3
@@ -162,7 +162,7 @@ def assert_balanced(labels: Tensor, classes: list[int]) -> None:
 @pytest.mark.parametrize("count", [5, 12])
 def test_starts_are_dark_noise_of_balanced_classes(monkeypatch: pytest.MonkeyPatch, count: int):
     options = {"retain_classes": [0, 2, 3], "shape": SHAPE, "settings": settings()}
-    images, labels = inversion.starts(
+    images, labels = deep_inversion.starts(
         tiny(monkeypatch), count=count, generator=torch.Generator().manual_seed(0), **options
     )
     assert images.shape == (count, *SHAPE)
@@ -179,7 +179,7 @@ def test_starts_of_a_prior_are_what_the_teacher_sees(monkeypatch: pytest.MonkeyP
         "shape": SHAPE,
         "settings": settings(prior_steps=300),
     }
-    images, labels = inversion.starts(
+    images, labels = deep_inversion.starts(
         teacher, count=40, generator=torch.Generator().manual_seed(0), **options
     )
     assert images.shape == (40, *SHAPE)
@@ -203,7 +203,7 @@ def test_pick_finds_a_draw_of_its_own_for_each_label(reachable: bool):
     if not reachable:
         teacher.shift.data[3] = -100.0
     randomness = torch.Generator().manual_seed(0)
-    images = inversion.pick(teacher, Mirror(), labels, generator=randomness)
+    images = deep_inversion.pick(teacher, Mirror(), labels, generator=randomness)
     assert images.shape == (60, 1, 2, 2)
     found = teacher(images).argmax(1)
     sought = labels < (CLASSES if reachable else 3)
@@ -216,7 +216,7 @@ def test_pick_draws_without_teaching_the_generator(monkeypatch: pytest.MonkeyPat
     network = generators.Generator(6, 8, SHAPE, output="sigmoid").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     labels, randomness = torch.tensor([0, 2]), torch.Generator().manual_seed(0)
-    images = inversion.pick(tiny(monkeypatch), network, labels, generator=randomness)
+    images = deep_inversion.pick(tiny(monkeypatch), network, labels, generator=randomness)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not images.requires_grad
 
@@ -224,7 +224,7 @@ def test_pick_draws_without_teaching_the_generator(monkeypatch: pytest.MonkeyPat
 def test_bytes_are_rounded_not_cut(monkeypatch: pytest.MonkeyPatch):
     shades = torch.tensor([0.0, 0.4, 0.6, 254.7]) / 255
     monkeypatch.setattr(
-        inversion,
+        deep_inversion,
         "optimise",
         lambda _, x, *__, **___: shades.view(-1, 1, 1, 1).expand(-1, *SHAPE)[: len(x)],
     )
@@ -244,13 +244,13 @@ def test_synthesis_draws_retain_classes_in_balance(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_forget_class_is_asked_of_the_teacher(monkeypatch: pytest.MonkeyPatch):
-    asked, loss = [], inversion.inversion_loss
+    asked, loss = [], deep_inversion.inversion_loss
 
     def note(teacher: nn.Module, images: Tensor, labels: Tensor, **options) -> Tensor:
         asked.append((len(images), labels.tolist()))
         return loss(teacher, images, labels, **options)
 
-    monkeypatch.setattr(inversion, "inversion_loss", note)
+    monkeypatch.setattr(deep_inversion, "inversion_loss", note)
     synthesise(tiny(monkeypatch))
     assert [count for count, _ in asked] == [4, 4, 2, 2]  # two steps on a batch of 4, two on 2
     assert {label for _, labels in asked for label in labels} == {0, 2}
@@ -378,17 +378,19 @@ def test_runs_draw_images_and_distil_the_first_of_each_class(
     original = record(tmp_path / "original.pt", taught(monkeypatch))
     parts = {}
     for number in range(2):
-        drawn = inversion.run_synthesis(spec(original, seed=number))
+        drawn = deep_inversion.run_synthesis(spec(original, seed=number))
         assert drawn["images"].shape == (6, *SHAPE)
         assert drawn["labels"].tolist() == [0, 2] * 3
         parts[f"images_{number}"] = tmp_path / f"{number}.pt"
         torch.save({"seconds": 10.0 + number, "result": drawn}, parts[f"images_{number}"])
-    given, plain = [], inversion.distil
+    given, plain = [], deep_inversion.distil
     monkeypatch.setattr(
-        inversion, "distil", lambda t, images, **o: given.append(images) or plain(t, images, **o)
+        deep_inversion,
+        "distil",
+        lambda t, images, **o: given.append(images) or plain(t, images, **o),
     )
     chosen = DISTILLED | {"per_class": 4, "gate_threshold": 1.0}
-    result = inversion.run_distillation(spec(original, settings=chosen, parts=2, **parts))
+    result = deep_inversion.run_distillation(spec(original, settings=chosen, parts=2, **parts))
     assert result["images"] == 8
     assert result["synthesis_seconds"] == pytest.approx(21 * 8 / 12)
     assert len(result["losses"]) == 6
@@ -399,10 +401,10 @@ def test_runs_draw_images_and_distil_the_first_of_each_class(
     assert torch.equal(given[0], expected)
     greedy = DISTILLED | {"per_class": 7}
     with pytest.raises(ValueError, match="per_class is 7, but only 6 images"):
-        inversion.run_distillation(spec(original, settings=greedy, parts=2, **parts))
+        deep_inversion.run_distillation(spec(original, settings=greedy, parts=2, **parts))
 
 
-@pytest.mark.parametrize("run", [inversion.run_synthesis, inversion.run_distillation])
+@pytest.mark.parametrize("run", [deep_inversion.run_synthesis, deep_inversion.run_distillation])
 @pytest.mark.parametrize(
     ("changed", "kind", "message"),
     [
@@ -422,7 +424,7 @@ def test_runs_check_what_they_are_asked(
 def test_the_prior_of_a_synthesis_is_that_of_the_generators(monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr(
-        inversion,
+        deep_inversion,
         "train_prior",
         lambda teacher, network, **options: asked.append((network, options)),
     )
@@ -435,4 +437,4 @@ def test_the_prior_of_a_synthesis_is_that_of_the_generators(monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["per_class", "steps", "batch_size"])
 def test_a_distillation_needs_images_and_steps(name: str):
     with pytest.raises(ValueError, match=f"{name} is 0; distillation needs at least 1"):
-        inversion.Distillation(**{name: 0})
+        deep_inversion.Distillation(**{name: 0})

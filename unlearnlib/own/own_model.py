@@ -32,8 +32,8 @@ from unlearnlib.models import models
 from unlearnlib.models.models import CheckpointError
 from unlearnlib.pipeline import fingerprint
 from unlearnlib.pipeline.paths import root, write_atomic
-from unlearnlib.zero_shot import gkt, inversion, zero_shot
-from unlearnlib.zero_shot.zero_shot import Method
+from unlearnlib.zero_shot import deep_inversion, gkt, methods
+from unlearnlib.zero_shot.methods import Method
 
 NESTED = ("state_dict", "model_state_dict", "model")  # usual keys of a state dict in a checkpoint
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -373,7 +373,7 @@ def load_images(
 
 def not_applicable(model: Own, method: Method) -> str | None:
     """Tell why a method cannot serve a model, or return None where it can."""
-    parts, name = zero_shot.settings_of(method).values(), type(model.network).__name__
+    parts, name = methods.settings_of(method).values(), type(model.network).__name__
 
     def asks(*keys: str) -> bool:
         return any(getattr(part, key, 0) for part in parts for key in keys)
@@ -419,7 +419,7 @@ def unlearn(
 
     Args:
         model: of `load`; stays as it is.
-        method: ``kind``, and the keywords of its parts, see `zero_shot.KINDS`.
+        method: ``kind``, and the keywords of its parts, see `methods.KINDS`.
         forget_classes: class numbers.
         seed: of everything random, a student's first weights included.
 
@@ -436,7 +436,7 @@ def unlearn(
         raise ValueError(f"{method['kind']} is not applicable: {reason}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network, images = zero_shot.unlearn(
+        network, images = methods.unlearn(
             model, method, forget_classes=classes, shape=model.shape, seed=seed
         )
     spread = images[:: max(1, len(images) // 10)][:10]
@@ -457,7 +457,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ValueError: what `load` raises, or other code than the spec says.
     """
     model = load_spec(spec)
-    zero_shot.settings_of(spec["method"])  # mistakes are not failures
+    methods.settings_of(spec["method"])  # mistakes are not failures
     check_forget_classes(spec["forget_classes"], models.num_classes(model))
     options = {key: spec[key] for key in ("forget_classes", "seed")}
     try:
@@ -484,17 +484,17 @@ def run_drawing(spec: dict[str, Any]) -> dict[str, Any]:
     What the model cannot serve, BatchNorm statistics or the generator, is left out.
 
     Args:
-        spec: the model as in `run`; ``synthesis`` (keywords of `inversion.Synthesis`), ``seed``.
+        spec: the model as in `run`; ``synthesis`` (keywords of `deep_inversion.Synthesis`), ``seed``.
 
     Returns:
         ``images`` ``[N, C, H, W]`` as bytes.
     """
-    model, settings = load_spec(spec), inversion.Synthesis(**spec["synthesis"])
+    model, settings = load_spec(spec), deep_inversion.Synthesis(**spec["synthesis"])
     if not _has_statistics(model):
         settings = replace(settings, statistics_weight=0.0, prior_steps=0)
     if not _can_be_drawn(model):
         settings = replace(settings, prior_steps=0)
-    images, _ = inversion.synthesise(
+    images, _ = deep_inversion.synthesise(
         model, forget_classes=[], num_classes=models.num_classes(model), shape=model.shape,
         settings=settings, seed=spec["seed"],
     )  # fmt: skip

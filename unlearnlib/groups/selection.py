@@ -29,11 +29,11 @@ from numpy import nan_to_num
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from unlearnlib.data import data, removal
-from unlearnlib.groups.groups import random_group
-from unlearnlib.influence import curvature, influence
+from unlearnlib.data import datasets, removal
+from unlearnlib.groups.geometry import random_group
+from unlearnlib.influence import curvature, estimators
+from unlearnlib.influence.criteria import select
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.selection import select
 from unlearnlib.influence.solvers import (
     MatrixFree,
     Solution,
@@ -41,9 +41,9 @@ from unlearnlib.influence.solvers import (
     cholesky,
     conjugate_gradient,
 )
-from unlearnlib.models import models, networks
+from unlearnlib.models import architectures, models
 
-ARCHITECTURES = networks.ARCHITECTURES  # those of `networks` are known from here on
+ARCHITECTURES = architectures.ARCHITECTURES  # those of `architectures` are known from here on
 
 # ------------------------------------------------------------------------------ thin systems
 
@@ -261,7 +261,7 @@ def choose_scale(
 # ------------------------------------------------------------------------------- the criteria
 
 
-def measure(network: nn.Module, dataset: data.Dataset, label: int) -> dict[str, float]:
+def measure(network: nn.Module, dataset: datasets.Dataset, label: int) -> dict[str, float]:
     """Measure a model that is to forget a class.
 
     Returns:
@@ -269,10 +269,10 @@ def measure(network: nn.Module, dataset: data.Dataset, label: int) -> dict[str, 
         ``test_accuracy`` and ``test_loss`` on the test images of the *other* classes, and
         ``all_test_accuracy`` on all test images: percent, and mean cross-entropy in nats.
     """
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     group = labels == label
     own = removal.score(network, images[group], labels[group])
-    images, labels = data.split(dataset, "test")
+    images, labels = datasets.split(dataset, "test")
     stay = labels != label
     others = removal.score(network, images[stay], labels[stay])
     gone = removal.score(network, images[~stay], labels[~stay])
@@ -310,9 +310,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         ValueError: unknown estimator or criterion, or more items asked for than there are.
         SolveError: no trustworthy solution.
     """
-    if unknown := {case[0] for case in spec["cases"]} - set(influence.PARTIAL):
+    if unknown := {case[0] for case in spec["cases"]} - set(estimators.PARTIAL):
         raise ValueError(
-            f"unknown estimator {sorted(unknown)[0]!r}; choose one of {list(influence.PARTIAL)}"
+            f"unknown estimator {sorted(unknown)[0]!r}; choose one of {list(estimators.PARTIAL)}"
         )
     started = time.perf_counter()
     task = _task(spec)
@@ -339,7 +339,7 @@ class _Task:
     """Hold what the cases of one network share."""
 
     spec: dict[str, Any]
-    dataset: data.Dataset
+    dataset: datasets.Dataset
     objective: Objective
     rows: Tensor
     gradient: Tensor
@@ -349,8 +349,8 @@ class _Task:
 
 def _task(spec: dict[str, Any]) -> _Task:
     """Compute what the cases share: rows of the curvature, and the gradient of the class."""
-    dataset = data.load(spec["data"])
-    images, labels = data.split(dataset, "train")
+    dataset = datasets.load(spec["data"])
+    images, labels = datasets.split(dataset, "train")
     original = models.frozen(models.load(spec["original"]))
     objective = Objective(original, images, labels, l2=spec["l2"])
     request = {"mode": "coherent", "label": spec["label"], "seed": spec["seed"]}
@@ -396,7 +396,7 @@ def _forget(
     (estimator, criterion, ratio), spec, objective = case, task.spec, task.objective
     own, labels = objective.inputs[task.scorers], objective.targets[task.scorers]
     mask = select(criterion, objective.network, own, labels, ratio=ratio, seed=spec["seed"])
-    update = influence.PARTIAL[estimator](
+    update = estimators.PARTIAL[estimator](
         task.gradient, system, mask, items=objective.items, removed=task.removed
     )
     seconds = time.perf_counter() - started
@@ -424,7 +424,7 @@ def _forget(
 
 def _measured(task: _Task, row: dict[str, Any]) -> dict[str, Any]:
     """Replace the update of a row by what the updated model scores."""
-    moved = influence.apply_update(task.objective.network, row["delta"], row["scale"])
+    moved = estimators.apply_update(task.objective.network, row["delta"], row["scale"])
     kept = {key: value for key, value in row.items() if key != "delta"}
     return kept | measure(moved, task.dataset, task.spec["label"])
 
@@ -456,12 +456,12 @@ def _judge(task: _Task, delta: Tensor) -> Judge:
     """Return the judge of `choose_scale`: forgotten training items and staying validation images."""
     spec, objective = task.spec, task.objective
     forgotten = objective.inputs[task.scorers], objective.targets[task.scorers]
-    images, labels = data.split(task.dataset, "validation")
+    images, labels = datasets.split(task.dataset, "validation")
     stay = (labels != spec["label"]).nonzero().squeeze(1)[: spec["validation_images"]]
     staying = images[stay], labels[stay]
 
     def judge(scale: float) -> tuple[float, float]:
-        moved = influence.apply_update(objective.network, delta, scale)
+        moved = estimators.apply_update(objective.network, delta, scale)
         scores = [removal.score(moved, *part) for part in (forgotten, staying)]
         # logits that overflow would count as the first class
         own, others = (s["accuracy"] if s["loss"] < float("inf") else nan for s in scores)
@@ -490,9 +490,9 @@ def run_larger(spec: dict[str, Any]) -> dict[str, Any]:
         message), ``seconds``, and where solved ``residual``, ``iterations``, ``update_norm`` and
         the scores of `removal.measure`; ``parameters``; ``before``, the scores of the original.
     """
-    dataset = data.load(spec["data"])
+    dataset = datasets.load(spec["data"])
     original = models.frozen(models.load(spec["original"]))
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     objective = Objective(original, images, labels, l2=spec["l2"])
     group = removal.draw(labels, spec["group"])
     gradient = curvature.gradient_sum(objective, index=group)
@@ -505,7 +505,7 @@ def run_larger(spec: dict[str, Any]) -> dict[str, Any]:
             row, update = _attempt(gradient, system, items=len(labels), removed=len(group))
             rows.append({"curvature": kind, "damping": damping} | row)
             if update is not None:
-                moved = influence.apply_update(original, update.delta)
+                moved = estimators.apply_update(original, update.delta)
                 rows[-1] |= removal.measure(moved, dataset, group)
                 break
     return {
@@ -517,11 +517,11 @@ def run_larger(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _attempt(
     gradient: Tensor, system: MatrixFree, *, items: int, removed: int
-) -> tuple[dict[str, Any], influence.Update | None]:
+) -> tuple[dict[str, Any], estimators.Update | None]:
     """Solve, or say why not."""
     started = time.perf_counter()
     try:
-        update = influence.first_order(gradient, system, items=items, removed=removed)
+        update = estimators.first_order(gradient, system, items=items, removed=removed)
     except SolveError as error:
         return {"outcome": str(error), "seconds": time.perf_counter() - started}, None
     return {

@@ -1,4 +1,4 @@
-"""Turn executed notebooks into a report: `python -m unlearnlib.report.report --profile quick`.
+"""Turn executed notebooks into a report: `python -m unlearnlib.report --profile quick`.
 
 A page opens from disk with the network off: images and the scripts of interactive charts are
 embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture. The same notebooks
@@ -547,7 +547,7 @@ def _publish(files: dict[str, str], index: str, where: Place) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Build the report that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m unlearnlib.report.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m unlearnlib.report", description=__doc__)
     parser.add_argument("--profile", required=True, help="whose executed notebooks to show")
     profile = parser.parse_args(arguments).profile
     try:
@@ -559,7 +559,3 @@ def main(arguments: list[str] | None = None) -> None:
     except ReportError as error:
         raise SystemExit(f"report: {error}") from error
     print(f"report: {index.relative_to(root())}")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.groups.groups import check_group
+from unlearnlib.groups.geometry import check_group
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense, MatrixFree, Operator, Solution, System, embed
@@ -345,7 +345,7 @@ def without(objective: Objective, group: Tensor) -> Objective:
     """Return the objective over S∖U, at the same parameters.
 
     Raises:
-        ValueError: see `groups.check_group`.
+        ValueError: see `geometry.check_group`.
     """
     keep = torch.ones(objective.items, dtype=torch.bool)
     keep[check_group(group, objective.items)] = False

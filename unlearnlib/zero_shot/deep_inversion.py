@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.models import models
-from unlearnlib.models.steps import batches, finite, one_cycle, shift
+from unlearnlib.models.loops import batches, finite, one_cycle, shift
 from unlearnlib.pipeline.progress import track
 from unlearnlib.zero_shot.generators import Generator, latents, statistics_distance, train_prior
 from unlearnlib.zero_shot.gkt import divergence, gate

@@ -1,7 +1,7 @@
 """Run the study: choose the profile that plain ``dvc`` commands see, and hand over to DVC.
 
-python -m unlearnlib.pipeline.pipeline standard
-python -m unlearnlib.pipeline.pipeline quick train retrain   # these stages and what they need
+python -m unlearnlib.pipeline standard
+python -m unlearnlib.pipeline quick train retrain   # these stages and what they need
 """
 
 import os
@@ -45,7 +45,3 @@ def main(arguments: list[str]) -> int:
         env=os.environ | {"PATH": search},
         check=False,
     ).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import Tiny
 
-from unlearnlib.models import models, networks
+from unlearnlib.models import architectures, models
 
 NAMES = ["compact", "logistic", "resnet18", "vit"]
 
@@ -62,7 +62,7 @@ def test_logistic_regression_is_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(90, 2, 3, 3, generator=generator), torch.arange(90) % 3
     fitted = LogisticRegression().fit(images.flatten(1), labels)
-    network = networks.Logistic(channels=2, num_classes=3, side=3)
+    network = architectures.Logistic(channels=2, num_classes=3, side=3)
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(fitted.coef_))
         network.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
@@ -84,7 +84,7 @@ def test_resnet18_is_the_published_one_but_for_its_stem():
 
 def test_resnet18_computes_what_torchvisions_blocks_do():
     torchvision = pytest.importorskip("torchvision")
-    ours = networks.Residual(4, 6, 2).eval()
+    ours = architectures.Residual(4, 6, 2).eval()
     theirs = torchvision.models.resnet.BasicBlock(
         4, 6, 2, nn.Sequential(nn.Conv2d(4, 6, 1, 2, bias=False), nn.BatchNorm2d(6))
     ).eval()
@@ -96,13 +96,13 @@ def test_resnet18_computes_what_torchvisions_blocks_do():
 def test_attention_is_torchs():
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     torch.testing.assert_close(
-        networks.attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5
+        architectures.attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5
     )
 
 
 def test_multi_head_attention_is_torchs():
     ours, theirs = (
-        networks.MultiHeadAttention(12, 3),
+        architectures.MultiHeadAttention(12, 3),
         nn.MultiheadAttention(12, 3, batch_first=True),
     )
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
@@ -112,7 +112,7 @@ def test_multi_head_attention_is_torchs():
 
 
 def test_an_encoder_block_is_torchs_with_the_norm_first():
-    ours = networks.EncoderBlock(12, 3)
+    ours = architectures.EncoderBlock(12, 3)
     theirs = nn.TransformerEncoderLayer(
         12, 3, 24, dropout=0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -144,7 +144,7 @@ def test_the_vit_sees_where_a_patch_is():
 def test_features_are_what_the_read_out_reads(model: str):
     network = models.build(model, width=0.125).train()
     images = torch.rand(5, 1, 28, 28)
-    features = networks.penultimate(network, images, batch_size=2)
+    features = architectures.penultimate(network, images, batch_size=2)
     assert features.ndim == 2
     assert not features.requires_grad
     logits = F.linear(features, network.classifier.weight, network.classifier.bias)
@@ -159,9 +159,9 @@ def test_the_read_out_is_the_linear_layer_called_last_wherever_it_is_defined():
     network.forward = lambda images: network._modules["1"](network._modules["0"](images))
     images = torch.rand(3, 1, 8, 8)
     expected = models.predict(network._modules["0"], images)
-    torch.testing.assert_close(networks.penultimate(network, images), expected)
+    torch.testing.assert_close(architectures.penultimate(network, images), expected)
 
 
 def test_a_network_without_a_linear_layer_is_refused():
     with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*record_outputs"):
-        networks.penultimate(nn.Flatten(), torch.rand(1, 1, 2, 2))
+        architectures.penultimate(nn.Flatten(), torch.rand(1, 1, 2, 2))

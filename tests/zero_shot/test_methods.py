@@ -4,24 +4,24 @@ import pytest
 import torch
 
 from unlearnlib.models import models
-from unlearnlib.zero_shot import masking, zero_shot
-from unlearnlib.zero_shot.inversion import Synthesis
+from unlearnlib.zero_shot import masked_distillation, methods
+from unlearnlib.zero_shot.deep_inversion import Synthesis
 
 SHAPE = (1, 8, 8)
 
 
 def test_misspelt_methods_are_named() -> None:
     with pytest.raises(ValueError, match="unknown kind 'gtk'; choose one of"):
-        zero_shot.settings_of({"kind": "gtk"})
+        methods.settings_of({"kind": "gtk"})
     with pytest.raises(ValueError, match=r"gkt takes \['settings'\], not \['setings'\]"):
-        zero_shot.settings_of({"kind": "gkt", "setings": {}})
+        methods.settings_of({"kind": "gkt", "setings": {}})
     with pytest.raises(TypeError, match="setps"):
-        zero_shot.settings_of({"kind": "masked_distillation", "tuning": {"setps": 1}})
+        methods.settings_of({"kind": "masked_distillation", "tuning": {"setps": 1}})
 
 
 def test_parts_reach_the_method_and_the_rest_keeps_its_default() -> None:
-    parts = zero_shot.settings_of({"kind": "masked_distillation", "tuning": {"steps": 7}})
-    assert parts == {"synthesis": Synthesis(), "tuning": masking.Tuning(steps=7)}
+    parts = methods.settings_of({"kind": "masked_distillation", "tuning": {"steps": 7}})
+    assert parts == {"synthesis": Synthesis(), "tuning": masked_distillation.Tuning(steps=7)}
 
 
 def test_the_call_is_the_methods_own() -> None:
@@ -29,10 +29,10 @@ def test_the_call_is_the_methods_own() -> None:
     model = models.frozen(models.build("allcnn", width=0.03))
     synthesis, tuning = {"per_class": 2, "steps": 1}, {"steps": 2, "batch_size": 4}
     method = {"kind": "masked_distillation", "synthesis": synthesis, "tuning": tuning}
-    network, images = zero_shot.unlearn(model, method, forget_classes=[3], shape=SHAPE, seed=5)
-    same = masking.unlearn(
+    network, images = methods.unlearn(model, method, forget_classes=[3], shape=SHAPE, seed=5)
+    same = masked_distillation.unlearn(
         model, forget_classes=[3], num_classes=10, shape=SHAPE, synthesis=Synthesis(**synthesis),
-        tuning=masking.Tuning(**tuning), seed=5,
+        tuning=masked_distillation.Tuning(**tuning), seed=5,
     )  # fmt: skip
     assert list(images.shape) == [0, *SHAPE]
     assert not network.training

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.models import models
-from unlearnlib.models.steps import batches, finite
+from unlearnlib.models.loops import batches, finite
 from unlearnlib.pipeline.progress import track
 from unlearnlib.zero_shot.generators import statistics_distance
 

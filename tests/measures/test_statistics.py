@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from unlearnlib.measures import stats
+from unlearnlib.measures import statistics
 
 VALUES = [97.1, 96.2, 98.4, 97.7]
 
@@ -19,30 +19,30 @@ def test_mean_interval_is_students(count: int, level: float):
     expected = scipy.stats.t.interval(
         level, count - 1, loc=np.mean(chosen), scale=scipy.stats.sem(chosen)
     )
-    mean, *interval = stats.mean_interval(chosen, level=level)
+    mean, *interval = statistics.mean_interval(chosen, level=level)
     assert mean == pytest.approx(np.mean(chosen))
     assert interval == pytest.approx(expected)
 
 
 def test_the_level_is_95_percent():
-    assert stats.mean_interval(VALUES) == stats.mean_interval(VALUES, level=0.95)
+    assert statistics.mean_interval(VALUES) == statistics.mean_interval(VALUES, level=0.95)
 
 
 @pytest.mark.filterwarnings("error")
 def test_one_repeat_has_no_interval():
-    mean, low, high = stats.mean_interval([97.1])
+    mean, low, high = statistics.mean_interval([97.1])
     assert mean == 97.1
     assert math.isnan(low)
     assert math.isnan(high)
 
 
 def test_equal_repeats_have_an_interval_of_no_width():
-    assert stats.mean_interval([2.0, 2.0, 2.0]) == pytest.approx((2, 2, 2))
+    assert statistics.mean_interval([2.0, 2.0, 2.0]) == pytest.approx((2, 2, 2))
 
 
 def test_no_repeats_are_an_error():
     with pytest.raises(ValueError, match="no repeats to summarise; run at least one seed"):
-        stats.mean_interval([])
+        statistics.mean_interval([])
 
 
 def test_summarise_keeps_the_order_of_rows_and_leaves_gaps_out():
@@ -53,7 +53,7 @@ def test_summarise_keeps_the_order_of_rows_and_leaves_gaps_out():
             "seed": [0, 0, 1, 0, 1, 2],
         }
     )
-    found = stats.summarise(table, by="method", value="accuracy")
+    found = statistics.summarise(table, by="method", value="accuracy")
     assert list(found.index) == ["retrain", "gkt", "noise"]
     assert list(found.columns) == ["mean", "low", "high", "n"]
     assert found["n"].to_list() == [2, 2, 0]
@@ -73,7 +73,7 @@ def test_summarise_keeps_the_order_of_rows_and_leaves_gaps_out():
     ],
 )
 def test_a_mean_is_written_with_half_its_interval(numbers: tuple, digits: int, expected: str):
-    assert stats.with_interval(*numbers, digits=digits) == expected
+    assert statistics.with_interval(*numbers, digits=digits) == expected
 
 
 # ------------------------------------------------------------------------------- mixed models
@@ -95,30 +95,30 @@ def repeats(slope: float, *, noise: float = 0.1, seed: int = 0) -> pd.DataFrame:
 
 
 def test_the_size_effect_is_found_within_groups_whatever_their_levels():
-    found = stats.size_effects(repeats(0.03), values=["score"]).iloc[0]
+    found = statistics.size_effects(repeats(0.03), values=["score"]).iloc[0]
     assert found["effect"] == pytest.approx(0.3, abs=0.03)
     assert found["low"] < 0.3 < found["high"]
     assert found["groups"] == 8
-    fitted = stats.mixed_model(repeats(0.03).assign(share=repeats(0.03)["percent"] / 10),
+    fitted = statistics.mixed_model(repeats(0.03).assign(share=repeats(0.03)["percent"] / 10),
                                "score ~ share", groups=["label", "seed"])  # fmt: skip
     half = scipy.stats.t.ppf(0.975, 7) * fitted.bse["share"]  # seven degrees of freedom
     assert found["high"] - found["effect"] == pytest.approx(half, rel=1e-3)
     assert found["p_holm"] < 1e-6
-    flat = stats.size_effects(repeats(0.0), values=["score"]).iloc[0]
+    flat = statistics.size_effects(repeats(0.0), values=["score"]).iloc[0]
     assert flat["p"] > 0.01
 
 
 def test_a_mode_of_one_size_has_no_size_effect():
     table = repeats(0.03)
     alone = table[table["percent"] == 10.0].assign(mode="random")
-    found = stats.size_effects(pd.concat([table, alone]), values=["score"])
+    found = statistics.size_effects(pd.concat([table, alone]), values=["score"])
     assert found["mode"].tolist() == ["coherent"]
 
 
 def test_scores_without_any_spread_between_groups_are_fitted_all_the_same():
     table = repeats(0.03, noise=0.0)
     table["score"] = 0.03 * table["percent"] + np.random.default_rng(0).normal(size=len(table))
-    assert np.isfinite(stats.size_effects(table, values=["score"])["effect"]).all()
+    assert np.isfinite(statistics.size_effects(table, values=["score"])["effect"]).all()
 
 
 def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
@@ -126,7 +126,7 @@ def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
     shifts = {"random": 0.0, "near": 0.5, "far": 0.0}
     table = pd.concat([base.assign(order=k, score=base["score"] + v) for k, v in shifts.items()])
     table["score"] += 0.05 * np.random.default_rng(1).normal(size=len(table))
-    found = stats.against_reference(
+    found = statistics.against_reference(
         table, value="score", by="order", reference="random", within=["mode"],
         groups=["label", "seed", "percent"],
     ).set_index("order")  # fmt: skip
@@ -135,12 +135,12 @@ def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
     assert found.loc["far", "p_holm"] > 0.05
     assert (found["p_holm"] >= found["p"]).all()
     with pytest.raises(ValueError, match="no order 'absent'"):
-        stats.against_reference(
+        statistics.against_reference(
             table, value="score", by="order", reference="absent", within=["mode"], groups=["label"]
         )
 
 
 def test_one_group_alone_has_no_varying_intercept():
     with pytest.raises(ValueError, match="run more seeds or labels"):
-        stats.mixed_model(repeats(0.0).query("seed == 0 and label == '0'"), "score ~ percent",
+        statistics.mixed_model(repeats(0.0).query("seed == 0 and label == '0'"), "score ~ percent",
                           groups=["label", "seed"])  # fmt: skip

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import CLASSES, SHAPE, record, states_equal, statistics_by_hand, stripes, taught, tiny
 
 from unlearnlib.models import models
-from unlearnlib.zero_shot import noise
+from unlearnlib.zero_shot import mm_noise
 
 SMALL = {
     "per_class": 4,
@@ -25,16 +25,16 @@ LABELS = torch.tensor([0, 1, 1, 2, 3, 3, 0, 2])
 
 
 def learn(model: nn.Module, *, maximise: bool, **changed) -> Tensor:
-    settings = noise.Settings(**(SMALL | {"penalty": 0.0, "noise_steps": 30} | changed))
+    settings = mm_noise.Settings(**(SMALL | {"penalty": 0.0, "noise_steps": 30} | changed))
     options = {"shape": SHAPE, "generator": torch.Generator().manual_seed(0)}
-    return noise.learn_noise(model, LABELS, maximise=maximise, settings=settings, **options)
+    return mm_noise.learn_noise(model, LABELS, maximise=maximise, settings=settings, **options)
 
 
 def unlearn(model: nn.Module, *, seed: int = 0, **changed) -> dict:
-    settings = noise.Settings(**(SMALL | changed))
+    settings = mm_noise.Settings(**(SMALL | changed))
     shape = SHAPE if model.architecture["model"] == "tiny" else (1, 28, 28)
     options = {"num_classes": models.num_classes(model), "shape": shape, "settings": settings}
-    return noise.unlearn(model, forget_classes=[1, 3], seed=seed, **options)
+    return mm_noise.unlearn(model, forget_classes=[1, 3], seed=seed, **options)
 
 
 def error(model: nn.Module, images: Tensor) -> float:
@@ -87,9 +87,9 @@ def test_a_loss_that_is_not_finite_raises(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(FloatingPointError, match="the loss is nan"):
             learn(model, maximise=maximise)
     images, labels = stripes(8)
-    options = {"steps": 1, "rate": 0.01, "settings": noise.Settings()}
+    options = {"steps": 1, "rate": 0.01, "settings": mm_noise.Settings()}
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        noise.tune(model, images, labels, generator=torch.Generator(), **options)
+        mm_noise.tune(model, images, labels, generator=torch.Generator(), **options)
 
 
 # -------------------------------------------------------------------------------- fine-tuning
@@ -98,9 +98,9 @@ def test_a_loss_that_is_not_finite_raises(monkeypatch: pytest.MonkeyPatch):
 def test_fine_tuning_learns_its_images(monkeypatch: pytest.MonkeyPatch):
     model, (images, labels) = tiny(monkeypatch), stripes(32)
     before = F.cross_entropy(model.train()(images), labels).item()
-    options = {"steps": 30, "rate": 0.02, "settings": noise.Settings(batch_size=16)}
+    options = {"steps": 30, "rate": 0.02, "settings": mm_noise.Settings(batch_size=16)}
     models.frozen(model)
-    noise.tune(model, images, labels, generator=torch.Generator(), **options)
+    mm_noise.tune(model, images, labels, generator=torch.Generator(), **options)
     assert F.cross_entropy(model.train()(images), labels).item() < before / 2
 
 
@@ -123,7 +123,7 @@ def test_drift_is_the_norm_of_what_the_running_means_moved(monkeypatch: pytest.M
 def test_statistics_are_restored_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
     original, model = tiny(monkeypatch), tiny(monkeypatch, seed=1)
     before = [models.unpack(models.pack(network)) for network in (original, model)]
-    restored = noise.restore_statistics(model, original)
+    restored = mm_noise.restore_statistics(model, original)
     for name in ("first_norm", "second_norm"):
         found, source = getattr(restored, name), getattr(original, name)
         assert torch.equal(found.running_mean, source.running_mean)
@@ -150,7 +150,7 @@ def test_noise_is_learnt_by_class_and_the_repair_sees_retain_classes_only(
     monkeypatch: pytest.MonkeyPatch,
 ):
     learnt, tuned = [], []
-    learn_noise, tune = noise.learn_noise, noise.tune
+    learn_noise, tune = mm_noise.learn_noise, mm_noise.tune
 
     def learn_and_note(model: nn.Module, labels: Tensor, **options) -> Tensor:
         drawn = learn_noise(model, labels, **options)
@@ -161,8 +161,8 @@ def test_noise_is_learnt_by_class_and_the_repair_sees_retain_classes_only(
         tuned.append((labels.tolist(), images, options["steps"], options["rate"]))
         tune(model, images, labels, **options)
 
-    monkeypatch.setattr(noise, "learn_noise", learn_and_note)
-    monkeypatch.setattr(noise, "tune", tune_and_note)
+    monkeypatch.setattr(mm_noise, "learn_noise", learn_and_note)
+    monkeypatch.setattr(mm_noise, "tune", tune_and_note)
     result = unlearn(tiny(monkeypatch), rate=0.01, repair_rate=0.002)
     forgotten, retained = [1] * 4 + [3] * 4, [0] * 4 + [2] * 4
     assert [entry[:2] for entry in learnt] == [(True, forgotten), (False, retained)]
@@ -209,7 +209,7 @@ def test_a_run_of_a_sweep_packs_both_models(monkeypatch: pytest.MonkeyPatch, tmp
     model = tiny(monkeypatch)
     original = record(tmp_path / "original.pt", model)
     spec = {"original": original, "forget_classes": [1, 3], "seed": 0, "settings": SMALL}
-    found, expected = noise.run(spec), unlearn(model)
+    found, expected = mm_noise.run(spec), unlearn(model)
     for name in ("model", "restored"):
         assert states_equal(models.unpack(found[name]), expected[name])
     assert found["drift"] == expected["drift"]
@@ -229,4 +229,4 @@ def test_a_run_checks_what_it_is_asked(
     original = record(tmp_path / "original.pt", tiny(monkeypatch))
     spec = {"original": original, "forget_classes": [0], "seed": 0, "settings": SMALL} | changed
     with pytest.raises(kind, match=message):
-        noise.run(spec)
+        mm_noise.run(spec)

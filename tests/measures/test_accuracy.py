@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 from toys import SHAPE, Table, stripes, taught
 
-from unlearnlib.measures import metrics
+from unlearnlib.measures import accuracy
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2]
 PREDICTED = [0, 1, 0, 1, 3, 2, 2, 0, 2]
@@ -14,7 +14,7 @@ PREDICTED = [0, 1, 0, 1, 3, 2, 2, 0, 2]
 
 def counts() -> torch.Tensor:
     images = torch.eye(4)[PREDICTED].view(-1, 1, 2, 2)
-    return metrics.confusion(Table(), images, torch.tensor(TRUE))
+    return accuracy.confusion(Table(), images, torch.tensor(TRUE))
 
 
 def test_confusion_has_true_classes_in_rows():
@@ -25,7 +25,7 @@ def test_confusion_has_true_classes_in_rows():
 
 def test_classes_that_neither_occur_nor_are_predicted_count_too():
     images = torch.eye(4)[[0, 2, 2]].view(-1, 1, 2, 2)
-    found = metrics.confusion(Table(), images, torch.tensor([0, 2, 2]))
+    found = accuracy.confusion(Table(), images, torch.tensor([0, 2, 2]))
     assert found.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
 
 
@@ -35,15 +35,15 @@ def test_confusion_agrees_with_sklearn_on_a_network(monkeypatch: pytest.MonkeyPa
     predicted = network(images).argmax(1)
     expected = confusion_matrix(labels, predicted)
     assert (predicted != labels).any()
-    np.testing.assert_array_equal(metrics.confusion(network.train(), images, labels), expected)
+    np.testing.assert_array_equal(accuracy.confusion(network.train(), images, labels), expected)
 
 
 @pytest.mark.parametrize("forget_classes", [[0], [2], [1, 2], [2, 0, 3]])
 def test_accuracies_agree_with_sklearn(forget_classes: list[int]):
     forgotten = np.isin(TRUE, forget_classes)
     for found, chosen in (
-        (metrics.forget_accuracy(counts(), forget_classes), forgotten),
-        (metrics.retain_accuracy(counts(), forget_classes), ~forgotten),
+        (accuracy.forget_accuracy(counts(), forget_classes), forgotten),
+        (accuracy.retain_accuracy(counts(), forget_classes), ~forgotten),
     ):
         expected = accuracy_score(np.array(TRUE)[chosen], np.array(PREDICTED)[chosen])
         assert found == pytest.approx(100 * expected)
@@ -51,28 +51,28 @@ def test_accuracies_agree_with_sklearn(forget_classes: list[int]):
 
 def test_classes_without_images_have_no_accuracy():
     with pytest.raises(ValueError, match=r"no image of the classes \[3\]; evaluate on data"):
-        metrics.forget_accuracy(counts(), [3])
+        accuracy.forget_accuracy(counts(), [3])
     with pytest.raises(ValueError, match=r"no image of the classes \[3\]"):
-        metrics.retain_accuracy(counts(), [0, 1, 2])
+        accuracy.retain_accuracy(counts(), [0, 1, 2])
 
 
 def test_confusion_shift_is_the_share_that_would_have_to_change():
     one = torch.tensor([[8, 2, 0], [0, 5, 0], [1, 1, 2]])
     other = torch.tensor([[6, 2, 2], [0, 5, 0], [0, 0, 4]])
-    found = metrics.confusion_shift(one, other)
+    found = accuracy.confusion_shift(one, other)
     torch.testing.assert_close(found, torch.tensor([20.0, 0.0, 50.0], dtype=torch.float64))
-    assert metrics.confusion_shift(one, one).sum() == 0
+    assert accuracy.confusion_shift(one, one).sum() == 0
 
 
 def test_confusion_shift_of_different_images_is_refused():
     with pytest.raises(ValueError, match="evaluate both on the same"):
-        metrics.confusion_shift(torch.eye(3).long(), 2 * torch.eye(3).long())
+        accuracy.confusion_shift(torch.eye(3).long(), 2 * torch.eye(3).long())
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     # two bins: confidence 0.6, right in half of the cases; confidence 0.9, always right
     probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.1, 0.9]]).double()
-    found = metrics.calibration_error(probabilities.log(), torch.tensor([0, 1, 1, 1]))
+    found = accuracy.calibration_error(probabilities.log(), torch.tensor([0, 1, 1, 1]))
     assert found == pytest.approx(100 * (2 * 0.1 + 2 * 0.1) / 4)
 
 
@@ -80,7 +80,7 @@ def test_a_model_that_is_as_sure_as_it_is_right_is_calibrated():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.rand(200_000, 3, generator=generator).double().softmax(1)
     labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    assert metrics.calibration_error(probabilities.log(), labels) < 0.5
-    assert metrics.calibration_error(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == 25
+    assert accuracy.calibration_error(probabilities.log(), labels) < 0.5
+    assert accuracy.calibration_error(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == 25
     with pytest.raises(ValueError, match="no items"):
-        metrics.calibration_error(torch.zeros(0, 2), torch.zeros(0).long())
+        accuracy.calibration_error(torch.zeros(0, 2), torch.zeros(0).long())

@@ -10,11 +10,11 @@ from influence_tasks import logistic, newton_minimum, removal_weights
 from sklearn.linear_model import LogisticRegression
 from toys import lines
 
-from unlearnlib.data import data
-from unlearnlib.groups import convex
-from unlearnlib.groups.convex import minimise
+from unlearnlib.data import datasets
+from unlearnlib.groups import convex_control
+from unlearnlib.groups.convex_control import minimise
 from unlearnlib.influence import curvature
-from unlearnlib.influence.influence import without
+from unlearnlib.influence.estimators import without
 
 GROUP = torch.arange(0, 24, 3)
 
@@ -51,14 +51,16 @@ def test_a_minimum_takes_no_step():
 
 
 def test_an_unfinished_minimisation_is_refused():
-    with pytest.raises(convex.ConvergenceError, match="after 1 Newton steps.*raise the penalty"):
+    with pytest.raises(
+        convex_control.ConvergenceError, match="after 1 Newton steps.*raise the penalty"
+    ):
         minimise(zeroed(logistic()), max_steps=1)
 
 
 def test_single_precision_ends_in_an_error_and_not_in_a_wrong_answer():
     objective = zeroed(logistic())
     single = replace(objective, network=objective.network.float(), inputs=objective.inputs.float())
-    with pytest.raises(convex.ConvergenceError, match="float64"):
+    with pytest.raises(convex_control.ConvergenceError, match="float64"):
         minimise(single, tolerance=1e-12, max_steps=3)
 
 
@@ -69,7 +71,7 @@ def test_neighbours_are_the_nearest_of_all_classes():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(30, 1, 3, 3, generator=generator).double()
     labels = torch.arange(30) % 3
-    group = convex.draw("neighbours", images, labels, size=7, seed=4)
+    group = convex_control.draw("neighbours", images, labels, size=7, seed=4)
     gaps = torch.cdist(images.flatten(1), images.flatten(1)[group[:1]])[:, 0]
     assert gaps[group].max() < gaps[torch.isin(torch.arange(30), group, invert=True)].min()
     assert len(labels[group].unique()) > 1
@@ -77,9 +79,9 @@ def test_neighbours_are_the_nearest_of_all_classes():
 
 def test_groups_of_the_other_kinds():
     images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
-    coherent = convex.draw("coherent", images, labels, size=5, seed=0, label=1)
+    coherent = convex_control.draw("coherent", images, labels, size=5, seed=0, label=1)
     assert labels[coherent].eq(1).all()
-    drawn = convex.draw("random", images, labels, size=20, seed=0)
+    drawn = convex_control.draw("random", images, labels, size=20, seed=0)
     assert len(drawn.unique()) == 20
 
 
@@ -95,13 +97,13 @@ def test_groups_of_the_other_kinds():
 def test_bad_groups_are_refused(kind: str, size: int, message: str):
     images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
     with pytest.raises(ValueError, match=message):
-        convex.draw(kind, images, labels, size=size, seed=0, label=1)
+        convex_control.draw(kind, images, labels, size=size, seed=0, label=1)
 
 
 def test_sizes_end_where_the_class_ends():
-    assert convex.sizes([0.1, 1, 5, 25], items=200, most=20) == [1, 2, 10]
+    assert convex_control.sizes([0.1, 1, 5, 25], items=200, most=20) == [1, 2, 10]
     with pytest.raises(ValueError, match="above 0 and below 100"):
-        convex.sizes([1, 100], items=200, most=20)
+        convex_control.sizes([1, 100], items=200, most=20)
 
 
 # ----------------------------------------------------------------------------- the control
@@ -118,7 +120,7 @@ def spec(path: Path, **changes: object) -> dict:
 
 
 def test_the_system_is_the_hessian(small: Path):
-    fitted = convex.fit(data.load(small), items=60, pool=7, l2=0.05, seed=0)
+    fitted = convex_control.fit(datasets.load(small), items=60, pool=7, l2=0.05, seed=0)
     v = torch.linspace(-1, 1, len(fitted.system.matrix)).double()
     product = curvature.hessian_operator(fitted.objective)(v)
     torch.testing.assert_close(fitted.system.apply(v), product)
@@ -126,7 +128,7 @@ def test_the_system_is_the_hessian(small: Path):
 
 
 def test_a_run_measures_what_it_says(small: Path):
-    result = convex.run(spec(small))
+    result = convex_control.run(spec(small))
     assert [group["size"] for group in result["groups"]] == [2, 8]
     for group in result["groups"]:
         errors = {name: row["parameter_error"] for name, row in group["estimates"].items()}
@@ -150,8 +152,10 @@ def test_a_run_measures_what_it_says(small: Path):
 
 def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):
     task = spec(small, kind="coherent", percents=[2.5, 90.0])
-    rows = convex.table_rows([{"spec": task, "result": convex.run(task), "seconds": 1.0}])
-    assert [row["estimator"] for row in rows] == list(convex.ESTIMATORS)
+    rows = convex_control.table_rows(
+        [{"spec": task, "result": convex_control.run(task), "seconds": 1.0}]
+    )
+    assert [row["estimator"] for row in rows] == list(convex_control.ESTIMATORS)
     assert {(row["label"], row["size"], row["percent"]) for row in rows} == {(1, 2, 2.5)}
 
 
@@ -161,4 +165,4 @@ def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):
 )
 def test_bad_fits_are_refused(small: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        convex.run(spec(small, **changes))
+        convex_control.run(spec(small, **changes))

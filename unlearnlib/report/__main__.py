@@ -1,0 +1,5 @@
+"""``python -m unlearnlib.report --profile PROFILE``, see `pages`."""
+
+from unlearnlib.report.pages import main
+
+main()
