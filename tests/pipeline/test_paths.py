@@ -26,6 +26,10 @@ def test_root_without_variable_is_the_folder_with_dvc_yaml(
 ) -> None:
     monkeypatch.delenv("UNLEARNLIB_ROOT")
     monkeypatch.setattr(paths, "__file__", str(tmp_path / "unlearnlib" / "paths.py"))
+    is_file = Path.is_file  # whatever else lies above the temporary folder
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: path.is_relative_to(tmp_path) and is_file(path)
+    )
     with pytest.raises(FileNotFoundError, match="UNLEARNLIB_ROOT"):
         paths.root()
     (tmp_path / "dvc.yaml").touch()
@@ -34,10 +38,10 @@ def test_root_without_variable_is_the_folder_with_dvc_yaml(
 
 def test_place_names_the_folders_of_a_profile(project: Path) -> None:
     place = paths.place("quick")
-    assert place.data == project / "data/quick/mnist.npz"
+    assert place.data == project / "data/quick/dataset.npz"
     assert place.runs == project / "runs/quick"
     assert place.run("gkt", "student-0") == project / "runs/quick/gkt/student-0.pt"
-    for folder in ("tables", "figures", "metrics", "notebooks", "pages"):
+    for folder in ("tables", "metrics", "notebooks", "pages"):
         assert getattr(place, folder) == project / "reports/quick" / folder
 
 

@@ -1,76 +1,187 @@
 """Sweeps: each run once, the same whatever the workers, and nothing stale reused."""
 
+import json
 import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
+from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline import sweep as sweep_module
+from unlearnlib.pipeline.records import Record
+from unlearnlib.pipeline.registry import Named
 from unlearnlib.pipeline.sweep import SweepError, sweep
 
 
-def draw(spec: dict) -> dict:
+def draw(*, seed: int, x: int = 0, log: str | None = None, name: str = "") -> dict:
     """Draw from every generator, and leave a mark of having run."""
-    if "log" in spec:
-        with open(spec["log"], "a") as log:
-            log.write(spec["name"] + "\n")
+    if log:
+        with open(log, "a") as marks:
+            marks.write(f"{name or seed}\n")
     product = torch.randn(300, 300) @ torch.randn(300, 300)
     return {
-        "noise": [product.sum(), np.random.rand(), random.random()],
+        "noise": [product.sum(), float(np.random.rand()), random.random()],
         "threads": torch.get_num_threads(),
-        "twice": 2 * spec.get("x", 0),
+        "twice": 2 * x,
     }
 
 
-def wait_and_draw(spec: dict) -> dict:
+def draw_too(*, seed: int) -> dict:
+    """Draw as `draw` does."""
+    return draw(seed=seed)
+
+
+def wait_and_draw(*, seed: int) -> dict:
     """Give others time to seed the generator in between."""
     time.sleep(0.05)
     return {"noise": torch.rand(1).item()}
 
 
-def fail_at_first(spec: dict) -> dict:
-    """Fail until the file that the spec names exists."""
-    if not os.path.exists(spec["flag"]):
-        open(spec["flag"], "w").close()
+def fail_at_first(*, flag: str, seed: int) -> dict:
+    """Fail until the file of that name exists."""
+    if not os.path.exists(flag):
+        open(flag, "w").close()
         raise RuntimeError("first try")
-    return {}
+    return {"noise": torch.rand(1).item()}
 
 
-def fail_if_odd(spec: dict) -> dict:
+def fail_if_odd(*, seed: int) -> dict:
     """Fail for odd seeds."""
-    if spec["seed"] % 2:
-        raise ValueError(f"seed {spec['seed']} is odd")
-    return {"seed": spec["seed"]}
+    if seed % 2:
+        raise ValueError(f"seed {seed} is odd")
+    return {"seed": seed}
 
 
-def read_file(spec: dict) -> dict:
-    """Read the file that the spec names."""
-    return {"text": spec["source"].read_text(), "noise": torch.rand(1)}
+def read_files(*, sources: Any, seed: int = 0) -> dict:
+    """Read the files among the values of a dict or the items of a list, at any depth."""
+    return {"texts": texts(sources), "noise": torch.rand(1)}
 
 
-def return_array(spec: dict) -> dict:
+def texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: texts(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [texts(item) for item in value]
+    return value.read_text() if isinstance(value, Path) else value
+
+
+def return_array(*, seed: int) -> dict:
     """Return what cannot be stored safely."""
     return {"array": np.zeros(2)}
 
 
-def die(spec: dict) -> dict:
+def return_list(*, seed: int) -> dict:
+    """Return what is no result."""
+    return [1, 2]
+
+
+def die(*, seed: int) -> dict:
     """End the process as the kernel does when memory runs out."""
     os._exit(1)
 
 
-def interrupt_second(spec: dict) -> dict:
+def interrupt_second(*, seed: int) -> dict:
     """Press Ctrl-C in the second run."""
-    if spec["seed"] == 1:
+    if seed == 1:
         raise KeyboardInterrupt
-    return {"seed": spec["seed"]}
+    return {"seed": seed}
+
+
+def measure(*, seed: int) -> dict:
+    """Take some time in parts."""
+    with clock.timed("all"):
+        for _ in range(2):
+            with clock.timed("part"):
+                time.sleep(0.02)
+    return {}
+
+
+def positional(seed: int) -> dict:
+    """Take an argument that may be given by position."""
+    return {}
+
+
+def anything(**arguments: object) -> dict:
+    """Take whatever is given."""
+    return {}
+
+
+def who(*, seed: int) -> dict:
+    """Tell which process it is."""
+    time.sleep(0.3)
+    return {"who": os.getpid()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run, with a file and a remark that two equal ones may differ in."""
+
+    steps: int
+    source: Path | None = None
+    inner: "Settings | None" = None
+    remark: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Others:
+    """Settings of another class with the same fields."""
+
+    steps: int
+    source: Path | None = None
+    inner: Settings | None = None
+
+
+@dataclass(frozen=True)
+class Way(Named):
+    """A way to compute something."""
+
+    compute: Callable[[int], int]
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def triple(x: int) -> int:
+    return 3 * x
+
+
+DOUBLE = Way("double", "twice as much", double)
+
+
+def use(*, seed: int, settings: Any = None, way: Way | None = None, function: Any = None) -> dict:
+    """Use what is given."""
+    return {
+        "steps": getattr(settings, "steps", 0),
+        "way": way.compute(21) if way else 0,
+        "function": function(21) if callable(function) and not isinstance(function, type) else 0,
+        "now": time.time(),
+    }
+
+
+def say(*, seed: int, word: str) -> dict:
+    """Return strings that are the same object or not, as chance has it."""
+    made = "".join(["li", "teral"])
+    return {"a": "literal", "b": made, "c": word, "literal": [word, made], made: torch.ones(2)}
+
+
+def grow(*, seed: int, blocks: int) -> dict:
+    """Use much memory for a second, more than the run before; tell who did."""
+    held = [torch.ones(2**20) for _ in range(blocks)]  # 4 MB each
+    time.sleep(1.1)
+    return {"who": os.getpid(), "blocks": len(held)}
 
 
 @pytest.fixture(autouse=True)
@@ -78,156 +189,369 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Name a store inside a temporary project."""
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     monkeypatch.setenv("UNLEARNLIB_PROGRESS", str(tmp_path / "progress"))
+    sweep_module._loaded.cache_clear()
     return tmp_path / "runs" / "quick" / "sweep"
 
 
-def specs(count: int, **more: object) -> list[dict]:
-    """Make specs that differ by name and seed."""
-    return [{"name": f"run-{seed}", "seed": seed, **more} for seed in range(count)]
+def tasks(count: int, **more: object) -> dict[str, dict]:
+    """Make tasks that differ by name and seed."""
+    return {f"run-{seed}": {"seed": seed, **more} for seed in range(count)}
 
 
-def results(records: list[dict]) -> list:
+def noises(found: dict[str, Record]) -> list:
     """Return the numbers of `draw`, comparable with ==."""
-    return [[float(value) for value in record["result"]["noise"]] for record in records]
+    return [[float(value) for value in record.result["noise"]] for record in found.values()]
 
 
-def test_records_come_in_the_order_of_the_specs(store: Path) -> None:
-    given = [{"name": name, "seed": 0, "x": x} for name, x in [("b", 1), ("a", 2), ("c", 3)]]
-    records = sweep(given, draw, store=store)
-    assert [record["spec"] for record in records] == given
-    assert [record["result"]["twice"] for record in records] == [2, 4, 6]
-    assert all(record["seconds"] > 0 for record in records)
-    assert sorted(path.name for path in store.iterdir()) == ["a.pt", "b.pt", "c.pt"]
+def files(folder: Path) -> set[str]:
+    """Name what lies in a folder."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+# ------------------------------------------------------------------------- runs and records
+
+
+def test_records_come_by_name_in_the_order_of_the_tasks(store: Path) -> None:
+    given = {name: {"seed": 0, "x": x} for name, x in [("b", 1), ("a", 2), ("c", 3)]}
+    found = sweep(draw, given, store=store)
+    assert list(found) == ["b", "a", "c"] == [record.name for record in found.values()]
+    assert [record.result["twice"] for record in found.values()] == [2, 4, 6]
+    assert [record.arguments for record in found.values()] == list(given.values())
+    assert all(record.seconds > 0 for record in found.values())
+    assert found["a"].versions["torch"] == torch.__version__
+    assert files(store) == {f"{name}.{suffix}" for name in "abc" for suffix in ("pt", "json")}
 
 
 def test_number_of_workers_changes_nothing(store: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    alone = sweep(specs(3), draw, store=store / "alone")
+    alone = sweep(draw, tasks(3), store=store / "alone")
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
-    shared = sweep(specs(3), draw, store=store / "shared", workers=2)
-    assert results(alone) == results(shared)
-    assert {record["result"]["threads"] for record in alone + shared} == {1}
+    shared = sweep(draw, tasks(3), store=store / "shared", workers=2)
+    assert noises(alone) == noises(shared)
+    assert {found[name].result["threads"] for found in (alone, shared) for name in found} == {1}
+    for name in alone:
+        both = [(store / folder / f"{name}.pt").read_bytes() for folder in ("alone", "shared")]
+        assert both[0] == both[1]
 
 
 def test_threads_of_one_process_do_not_share_a_seed(store: Path) -> None:
-    alone = sweep(specs(4), wait_and_draw, store=store / "alone")
-    arguments = [
-        (spec, wait_and_draw, store, "key", sweep_module._code_of_this_process(__name__))
-        for spec in specs(4)
-    ]
+    alone = sweep(wait_and_draw, tasks(4), store=store / "alone")
+    given = [(name, wait_and_draw, args, store, "key", {}, 0) for name, args in tasks(4).items()]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda given: sweep_module._run(*given, 0), arguments))
-    for record in alone:
-        stored = torch.load(store / f"{record['spec']['name']}.pt", weights_only=True)
-        assert stored["result"] == record["result"]
+        list(pool.map(lambda arguments: sweep_module._run(*arguments), given))
+    for name, record in alone.items():
+        assert records.result(store / f"{name}.pt") == record.result
 
 
 def test_runs_differ_and_leave_the_callers_generators_alone(store: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    noise = results(sweep(specs(2), draw, store=store))
-    assert all(first != second for first, second in zip(*noise, strict=True))
+    first, second = noises(sweep(draw, tasks(2), store=store))
+    assert all(a != b for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
 
 
-def test_only_new_specs_run_and_former_ones_go(store: Path, tmp_path: Path) -> None:
+def test_digits_follow_from_seed_and_function_alone(store: Path) -> None:
+    plain = sweep(draw, {"a": {"seed": 3}}, store=store / "plain")
+    more = sweep(draw, {"b": {"seed": 3, "x": 1}, "c": {"seed": 4}}, store=store / "more")
+    assert noises(more)[0] == noises(plain)[0] != noises(more)[1]
+    other = sweep(draw_too, {"a": {"seed": 3}}, store=store / "other")
+    assert noises(other) != noises(plain)
+    random.seed(seeds.derive(3, "test_sweep.draw"))
+    assert noises(plain)[0][2] == random.random()
+
+
+def test_no_more_processes_start_than_there_are_runs(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def parallel(n_jobs: int, **options: object) -> joblib.Parallel:
+        asked.append(n_jobs)
+        return made(n_jobs=n_jobs, **options)
+
+    made = joblib.Parallel
+    monkeypatch.setattr(sweep_module.joblib, "Parallel", parallel)
+    sweep(draw, tasks(2), store=store, workers=8)
+    sweep(draw, tasks(3), store=store, workers=8)
+    sweep(draw, tasks(3), store=store, workers=8)
+    assert asked == [2, 1]
+
+
+def test_workers_share_the_runs(store: Path) -> None:
+    found = sweep(who, tasks(4), store=store, workers=2)
+    assert len({record.result["who"] for record in found.values()} - {os.getpid()}) == 2
+
+
+def test_seconds_and_timings_lie_beside_the_result(store: Path) -> None:
+    record = sweep(measure, tasks(1), store=store)["run-0"]
+    assert record.timings["all"] >= record.timings["part"] >= 0.04
+    assert record.seconds >= record.timings["all"]
+    facts = json.loads((store / "run-0.json").read_text())
+    assert (facts["timings"], facts["seconds"]) == (record.timings, record.seconds)
+    assert torch.load(store / "run-0.pt", weights_only=True) == {}
+
+
+def test_the_same_run_leaves_the_same_bytes(store: Path) -> None:
+    given = {"a": {"seed": 0, "word": "literal"}}
+    bytes_of = []
+    for folder, workers in (("one", 1), ("two", 1), ("three", 2)):
+        # another object than the literal, as when it comes from a file of parameters
+        given = {"a": {"seed": 0, "word": "".join(list("literal"))}, "b": {"seed": 1, "word": "x"}}
+        sweep(say, given, store=store / folder, workers=workers)
+        bytes_of.append((store / folder / "a.pt").read_bytes())
+    assert bytes_of[0] == bytes_of[1] == bytes_of[2]
+
+
+def test_progress_counts_runs(store: Path, tmp_path: Path) -> None:
+    sweep(draw, tasks(2), store=store)
+    lines = (tmp_path / "progress").read_text().splitlines()
+    assert [line.rsplit(" ", 2)[0] for line in lines] == ["run-0 done, 1/2", "run-1 done, 2/2"]
+
+
+# ------------------------------------------------------------------------- what runs again
+
+
+def test_only_new_tasks_run(store: Path, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    first = sweep(specs(3, log=log), draw, store=store)
-    (store / ".run-1.pt.0.partial").touch()
-    (store / "README.md").touch()
-    (store / "folder.pt").mkdir()
-    again = sweep(specs(4, log=log)[1:], draw, store=store)
-    assert Path(log).read_text().split() == ["run-0", "run-1", "run-2", "run-3"]
-    assert results(again)[:2] == results(first)[1:]
-    names = {path.name for path in store.iterdir()}
-    assert names == {"run-1.pt", "run-2.pt", "run-3.pt", "README.md", "folder.pt"}
+    first = sweep(draw, tasks(3, log=log), store=store)
+    last = dict(list(tasks(4, log=log).items())[1:])
+    again = sweep(draw, last, store=store)
+    assert Path(log).read_text().split() == ["0", "1", "2", "3"]
+    assert noises(again)[:2] == noises(first)[1:]
 
 
 def test_a_changed_value_runs_again(store: Path) -> None:
-    sweep(specs(1, x=1), draw, store=store)
-    assert sweep(specs(1, x=2), draw, store=store)[0]["result"]["twice"] == 4
+    sweep(draw, tasks(1, x=1), store=store)
+    assert sweep(draw, tasks(1, x=2), store=store)["run-0"].result["twice"] == 4
 
 
-def test_changed_code_runs_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = sweep(specs(1), draw, store=store)[0]["seconds"]
-    assert sweep(specs(1), draw, store=store)[0]["seconds"] == first
-    monkeypatch.setattr(sweep_module.fingerprint, "code", lambda name: "other code")
-    sweep_module._code_of_this_process.cache_clear()
-    assert sweep(specs(1), draw, store=store)[0]["seconds"] != first
-    sweep_module._code_of_this_process.cache_clear()
+def test_changed_code_runs_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tasks(1, log=str(tmp_path / "log"))
+    for code in ("one", "one", "other"):
+        monkeypatch.setattr(sweep_module.fingerprint, "of", lambda thing, code=code: code)
+        monkeypatch.setattr(sweep_module, "_loaded", sweep_module.fingerprint.of)
+        sweep(draw, given, store=store)
+    assert (tmp_path / "log").read_text().split() == ["0", "0"]
 
 
 def test_code_that_changed_after_it_was_loaded_is_not_run_under_its_new_name(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep(specs(1), draw, store=store)
-    monkeypatch.setattr(sweep_module.fingerprint, "code", lambda name: "edited on disk")
-    with pytest.raises(SweepError, match="restart"):
-        sweep(specs(2), draw, store=store)
+    module = tmp_path / "edited.py"
+    module.write_text(
+        "def helper():\n    return 1\ndef run(*, seed):\n    return {'x': helper()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited
+
+    monkeypatch.delitem(sys.modules, "edited")
+    monkeypatch.setitem(sys.modules, "edited", edited)
+    assert sweep(edited.run, tasks(1), store=store)["run-0"].result == {"x": 1}
+    module.write_text(module.read_text() + "def unrelated():\n    return 0\n")
+    assert sweep(edited.run, tasks(2), store=store)["run-1"].result == {"x": 1}
+    module.write_text(module.read_text().replace("return 1", "return 2"))
+    with pytest.raises(SweepError, match="edited changed meanwhile; restart"):
+        sweep(edited.run, tasks(2), store=store)
+    # and what another function hands on is looked at as well
+    with pytest.raises(SweepError, match="edited changed meanwhile; restart"):
+        sweep(use, {"a": {"seed": 0, "function": edited.helper}}, store=store / "other")
 
 
 def test_another_function_of_the_same_module_runs_again(store: Path) -> None:
-    sweep(specs(1), draw, store=store)
-    with pytest.raises(SweepError, match="AttributeError|KeyError"):
-        sweep(specs(1), fail_at_first, store=store)
+    first = sweep(draw, tasks(1), store=store)
+    assert noises(sweep(draw_too, tasks(1), store=store)) != noises(first)
 
 
-def test_files_count_by_content_and_are_stored_by_their_place(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda path: path,
+        lambda path: [path, path],
+        lambda path: {"a": {"b": [1, (path, None)]}},
+    ],
+)
+def test_files_count_by_content_at_any_depth(
+    store: Path, tmp_path: Path, nest: Callable[[Path], Any]
+) -> None:
     source, twin = tmp_path / "in" / "a.txt", tmp_path / "in" / "b.txt"
     source.parent.mkdir()
     source.write_text("one")
     twin.write_text("one")
-    first = sweep(specs(1, source=source), read_file, store=store)[0]
-    same = sweep(specs(1, source=twin), read_file, store=store)[0]
-    assert first["spec"]["source"] == "in/a.txt"
-    assert (same["seconds"], same["spec"]["source"]) == (first["seconds"], "in/b.txt")
+
+    def read(path: Path) -> Record:
+        return sweep(read_files, {"a": {"sources": nest(path)}}, store=store)["a"]
+
+    first, written = read(source), (store / "a.pt").stat().st_mtime_ns
+    read(twin)
+    assert (store / "a.pt").stat().st_mtime_ns == written
+    assert "in/a.txt" in json.dumps(first.arguments)
     source.write_text("two")
-    changed = sweep(specs(1, source=source), read_file, store=store)[0]
-    assert changed["result"]["text"] == "two"
-    assert changed["result"]["noise"] == first["result"]["noise"]
-    assert str(tmp_path).encode() not in (store / "run-0.pt").read_bytes()
+    changed = read(source)
+    assert changed.result["texts"] == json.loads(json.dumps(texts(nest(source))))
+    assert "two" in json.dumps(changed.result["texts"])
+    assert changed.result["noise"] == first.result["noise"]
+    written = [path.read_bytes() for path in store.iterdir()]
+    assert not any(str(tmp_path).encode() in content for content in written)
 
 
 def test_an_absent_file_is_named(store: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"teacher\.pt .* run the stage"):
-        sweep(specs(1, source=tmp_path / "teacher.pt"), read_file, store=store)
+        sweep(read_files, {"a": {"sources": [tmp_path / "teacher.pt"]}}, store=store)
+
+
+def test_dataclasses_count_by_class_and_fields(store: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("one")
+
+    def when(settings: object) -> float:
+        return sweep(use, {"a": {"seed": 0, "settings": settings}}, store=store)["a"].result["now"]
+
+    first = when(Settings(2, source, Settings(3)))
+    assert when(Settings(2, source, Settings(3), remark="of no account")) == first
+    others = [Settings(1, source, Settings(3)), Settings(2, source, Settings(4)), Settings(2)]
+    assert len({first, *map(when, others), when(Others(2))}) == 5
+    assert when({"steps": 2}) not in (when(Settings(2)), when(Others(2)))
+    source.write_text("two")
+    assert when(Settings(2, source, Settings(3))) != first
+    facts = records.arguments(store / "a.pt")
+    assert facts["settings"]["source"] == "a.txt"
+    assert facts["settings"]["inner"]["steps"] == 3
+
+
+def test_registry_entries_and_functions_count_by_their_code(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(**given: object) -> dict:
+        return sweep(use, {"a": {"seed": 0, **given}}, store=store)["a"].result
+
+    first = told(way=DOUBLE)
+    assert first["way"] == 42
+    assert records.arguments(store / "a.pt")["way"] == "double"
+    assert told(way=Way("double", "with another title", double)) == first
+    assert told(way=Way("double", "twice as much", triple))["way"] == 63
+    assert told(function=double)["function"] == 42
+    assert told(function=triple)["function"] == 63
+    assert records.arguments(store / "a.pt")["function"] == f"{__name__}:triple"
+    assert told(function=Settings)["now"] != told(function=Others)["now"]
+    real = sweep_module.fingerprint.of
+    changed = lambda thing: "other" if thing is double else real(thing)  # noqa: E731
+    monkeypatch.setattr(sweep_module.fingerprint, "of", changed)
+    monkeypatch.setattr(sweep_module, "_loaded", changed)
+    assert told(way=DOUBLE)["now"] != first["now"]
+
+
+def test_arguments_of_different_kinds_differ(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("one")
+    digest = sweep_module._file_digest(source)
+    values = [
+        *(0, 0.0, False, None, "", "0", [], {}, [0], {"0": 0}, [[0]], Others(0), Settings(0)),
+        *(source, digest, {"file": digest}, {"a": 1, "b": 2}, {"b": 2, "a": 1}, double, "double"),
+    ]
+    keys = [sweep_module._Keys(anything).of("a", {"x": value}) for value in values]
+    assert len(set(keys)) == len(values)
+    assert sweep_module._Keys(anything).of("a", {"y": 1, "x": 0}) == sweep_module._Keys(
+        anything
+    ).of("b", {"x": 0, "y": 1})
+
+
+# ------------------------------------------------------------------- set aside, and damage
+
+
+def test_results_are_set_aside_and_come_back(store: Path, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    aside = tmp_path / "build" / "set_aside" / "runs" / "quick" / "sweep"
+    first = sweep(draw, tasks(3, log=log), store=store)
+    (store / ".run-1.pt.0.partial").touch()
+    (store / "README.md").touch()
+    (store / "folder.pt").mkdir()
+    (store / "foreign.pt").write_bytes(b"of somebody else")
+    assert sweep(draw, {}, store=store) == {}
+    assert files(store) == {"README.md", "folder.pt"}
+    assert len(files(aside)) == 7
+    assert b"of somebody else" in {path.read_bytes() for path in aside.iterdir()}
+    again = sweep(draw, tasks(3, log=log), store=store)
+    assert noises(again) == noises(first)
+    assert Path(log).read_text().split() == ["0", "1", "2"]
+    assert len(files(aside)) == 1
+
+
+def test_each_result_of_a_task_that_changes_to_and_fro_is_kept(store: Path, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    for x in (1, 2, 3, 1, 2, 3):
+        found = sweep(draw, {"a": {"seed": 0, "x": x, "log": log, "name": f"x{x}"}}, store=store)
+        assert found["a"].result["twice"] == 2 * x
+    assert Path(log).read_text().split() == ["x1", "x2", "x3"]
+    assert files(store) == {"a.pt", "a.json"}
+
+
+def test_a_store_outside_the_project_is_set_aside_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path / "project"))
+    sweep(draw, tasks(1), store=tmp_path / "elsewhere")
+    sweep(draw, {}, store=tmp_path / "elsewhere")
+    assert len(files(tmp_path / "project" / "build" / "set_aside" / "elsewhere")) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"not torch", None])
-def test_a_damaged_file_is_made_again(store: Path, tmp_path: Path, damage: bytes | None) -> None:
-    first = sweep(specs(1), draw, store=store)
-    target = store / "run-0.pt"
+@pytest.mark.parametrize("suffix", ["pt", "json"])
+def test_a_damaged_file_is_made_again(
+    store: Path, tmp_path: Path, damage: bytes | None, suffix: str
+) -> None:
+    first = sweep(draw, tasks(1), store=store)
+    target = store / f"run-0.{suffix}"
     target.write_bytes(target.read_bytes()[:-200] if damage is None else damage)
-    assert results(sweep(specs(1), draw, store=store)) == results(first)
+    assert noises(sweep(draw, tasks(1), store=store)) == noises(first)
     assert "run-0.pt is damaged" in (tmp_path / "progress").read_text()
 
 
-def test_a_file_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
-    record = {"key": "key", "seconds": 0.0, "result": {}}
-    foreign = tmp_path / "foreign.pt"
-    torch.save(record, foreign)
-    assert sweep_module._read(foreign, "key") == record
-    torch.save(record | {"result": Path("x")}, foreign)
-    assert sweep_module._read(foreign, "key") is None
+def test_a_flipped_bit_is_noticed(store: Path, tmp_path: Path) -> None:
+    first = sweep(draw, tasks(1), store=store)
+    target = store / "run-0.pt"
+    content = target.read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 7)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        target.write_bytes(flipped)
+        assert noises(sweep(draw, tasks(1), store=store)) == noises(first)
+        assert target.read_bytes() == content
 
 
-def test_equal_records_have_equal_bytes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
-    sweep(specs(1), draw, store=store / "a")
-    sweep(specs(1), draw, store=store / "b")
-    assert (store / "a/run-0.pt").read_bytes() == (store / "b/run-0.pt").read_bytes()
+def test_a_result_without_facts_counts_as_none(store: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sweep(draw, tasks(1, log=str(log)), store=store)
+    (store / "run-0.json").unlink()
+    sweep(draw, tasks(1, log=str(log)), store=store)
+    (store / "run-0.pt").unlink()
+    sweep(draw, tasks(1, log=str(log)), store=store)
+    assert log.read_text().split() == ["0", "0", "0"]
 
 
-def test_a_failed_run_is_tried_again(store: Path, tmp_path: Path) -> None:
-    given = specs(1, flag=str(tmp_path / "flag"))
+def test_a_file_that_would_run_code_is_not_loaded(store: Path) -> None:
+    sweep(draw, tasks(1), store=store)
+    torch.save({"x": partial(print, "run")}, store / "run-0.pt")
+    assert sweep(draw, tasks(1), store=store)["run-0"].result["threads"] == 1
+
+
+# -------------------------------------------------------------------------------- failures
+
+
+def test_a_failed_run_is_tried_again_from_the_same_seed(store: Path, tmp_path: Path) -> None:
+    given = tasks(1, flag=str(tmp_path / "flag"))
     with pytest.raises(SweepError, match="first try"):
-        sweep(given, fail_at_first, store=store, retries=0)
+        sweep(fail_at_first, given, store=store, retries=0)
+    at_once = sweep(fail_at_first, given, store=store, retries=0)
     (tmp_path / "flag").unlink()
-    assert sweep(given, fail_at_first, store=store)[0]["result"] == {}
+    again = sweep(fail_at_first, given, store=store / "again")
+    assert again["run-0"].result == at_once["run-0"].result
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -235,24 +559,25 @@ def test_failures_are_collected_and_the_rest_kept(store: Path, workers: int) -> 
     store.mkdir(parents=True)
     (store / "former.pt").touch()
     with pytest.raises(SweepError) as caught:
-        sweep(specs(4), fail_if_odd, store=store, workers=workers, retries=0)
+        sweep(fail_if_odd, tasks(4), store=store, workers=workers, retries=0)
     message = str(caught.value)
     assert "2 of 4 runs failed in runs/quick/sweep" in message
     assert "run-1: ValueError: seed 1 is odd (test_sweep.py:" in message
     assert "run-3: ValueError: seed 3 is odd" in message
-    assert {path.name for path in store.iterdir()} == {"run-0.pt", "run-2.pt", "former.pt"}
+    kept = {"run-0.pt", "run-0.json", "run-2.pt", "run-2.json", "former.pt"}
+    assert files(store) == kept
 
 
 def test_a_dead_worker_is_explained(store: Path) -> None:
     with pytest.raises(SweepError, match="a worker died.*fewer than 2"):
-        sweep(specs(2), die, store=store, workers=2)
+        sweep(die, tasks(2), store=store, workers=2)
 
 
 def test_an_interrupt_leaves_whole_files_only(store: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        sweep(specs(3), interrupt_second, store=store)
-    assert [path.name for path in store.iterdir()] == ["run-0.pt"]
-    torch.load(store / "run-0.pt", weights_only=True)
+        sweep(interrupt_second, tasks(3), store=store)
+    assert files(store) == {"run-0.pt", "run-0.json"}
+    assert records.result(store / "run-0.pt") == {"seed": 0}
 
 
 def test_an_interrupt_while_a_file_is_written_leaves_none(
@@ -263,71 +588,108 @@ def test_an_interrupt_while_a_file_is_written_leaves_none(
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        sweep(specs(1), draw, store=store)
-    assert list(store.iterdir()) == []
+        sweep(draw, tasks(1), store=store)
+    assert files(store) == set()
 
 
-def test_results_are_copies_without_history_or_unseen_storage(store: Path) -> None:
-    plain = sweep_module._plain({"w": torch.ones(1000, requires_grad=True)[:2], "n": (1, "a")})
-    assert plain["n"] == [1, "a"]
-    assert not plain["w"].requires_grad
-    assert plain["w"].untyped_storage().nbytes() == 8
+def test_an_interrupt_between_result_and_facts_leaves_what_counts_as_none(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, write = str(tmp_path / "log"), records.write_atomic
+
+    def interrupt(path: Path, content: bytes) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(records, "write_atomic", interrupt)
+    for x in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(draw, tasks(1, log=log, x=x), store=store)
+    monkeypatch.undo()
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    assert sweep(draw, tasks(1, log=log), store=store)["run-0"].result["twice"] == 0
+    assert Path(log).read_text().split() == ["0", "0", "0"]
 
 
-def test_a_result_that_cannot_be_loaded_safely_is_refused(store: Path) -> None:
+def test_a_result_that_is_no_result_is_refused(store: Path) -> None:
     with pytest.raises(SweepError, match="ndarray; return tensors"):
-        sweep(specs(1), return_array, store=store)
+        sweep(return_array, tasks(1), store=store)
+    with pytest.raises(SweepError, match="return_list returned a list; return a dict"):
+        sweep(return_list, tasks(1), store=store)
+    assert files(store) == set()
 
 
 def test_dask_without_dask_names_the_remedy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SweepError, match="pip install distributed"):
-        sweep(specs(1), draw, store=store, engine="dask")
+        sweep(draw, tasks(1), store=store, engine="dask")
     with pytest.raises(ValueError, match="'loky' or 'dask'"):
-        sweep(specs(1), draw, store=store, engine="slurm")
+        sweep(draw, tasks(1), store=store, engine="slurm")
+
+
+# -------------------------------------------------------------- what is refused beforehand
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("name", "arguments", "message"),
     [
-        ({"seed": 0}, "name"),
-        ({"name": "../a", "seed": 0}, "name"),
-        ({"name": "a", "seed": None}, "seed"),
-        ({"name": "a", "seed": 0, "x": float("nan")}, "finite"),
-        ({"name": "a", "seed": 0, "x": np.float32(1)}, "float32"),
-        ({"name": "RUN-0", "seed": 0}, "own name"),
+        ("../a", {"seed": 0}, r"task '\.\./a': the name must be a plain file name"),
+        ("", {"seed": 0}, "plain file name"),
+        (".a", {"seed": 0}, "plain file name"),
+        (3, {"seed": 0}, "plain file name"),
+        ("RUN-0", {"seed": 0}, "two tasks are named 'RUN-0' but for the case"),
+        ("a", {"seed": None}, "task 'a': seed=None is not an integer"),
+        ("a", {"seed": True}, "task 'a': seed=True is not an integer"),
+        ("a", {"seed": 0, "x": float("nan")}, r"task 'a': x=nan: a task holds finite numbers"),
+        ("a", {"seed": 0, "x": [1, {"b": float("inf")}]}, r"task 'a': x\.1\.b=inf: .*finite"),
+        ("a", {"seed": 0, "x": np.float32(1)}, "float32"),
+        ("a", {"seed": 0, "x": torch.zeros(1)}, "a task holds"),
+        ("a", {"seed": 0, "x": {1: 2}}, "a task holds"),
+        ("a", {"seed": 0, "x": partial(double)}, "a task holds"),
+        ("a", {"seed": 0, "x": lambda: 0}, "task 'a': x: .*not at the top level of a module"),
+        (
+            "a",
+            {"seed": 0, "sneed": 1},
+            r"task 'a': got an unexpected keyword argument 'sneed'.*draw",
+        ),
+        ("a", {"x": 1}, "task 'a': missing a required argument: 'seed'.*draw"),
     ],
 )
-def test_bad_specs_are_refused(store: Path, spec: dict, message: str) -> None:
+def test_bad_tasks_are_refused_before_anything_runs(
+    store: Path, tmp_path: Path, name: Any, arguments: dict, message: str
+) -> None:
+    log = tmp_path / "log"
     with pytest.raises(ValueError, match=message):
-        sweep([*specs(1), spec], draw, store=store)
+        sweep(draw, {**tasks(1, log=str(log)), name: arguments}, store=store)
+    assert not log.exists()
+    assert files(store) == set()
+
+
+@pytest.mark.parametrize("run", [positional, anything])
+def test_runs_without_named_arguments_are_refused(store: Path, run: Callable[..., dict]) -> None:
+    with pytest.raises(ValueError, match=f"{run.__name__}.*takes keyword arguments alone"):
+        sweep(run, tasks(1), store=store)
+
+
+@pytest.mark.parametrize("workers", [0, -1, "a", 1.0, True, None])
+def test_a_number_of_workers_is_a_number(store: Path, workers: Any) -> None:
+    with pytest.raises(ValueError, match="workers=.*at least 1"):
+        sweep(draw, tasks(1), store=store, workers=workers)
 
 
 def test_functions_that_workers_cannot_import_are_refused(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def inner(spec: dict) -> dict:
+    def inner(*, seed: int) -> dict:
         return {}
 
-    for function in (inner, lambda spec: {}, partial(draw)):
+    for function in (inner, lambda *, seed: {}, partial(draw)):
         with pytest.raises(ValueError, match="top level of a module"):
-            sweep(specs(1), function, store=store)
+            sweep(function, tasks(1), store=store)
     monkeypatch.setattr(draw, "__module__", "__main__")
     with pytest.raises(ValueError, match="top level of a module"):
-        sweep(specs(1), draw, store=store)
-
-
-def test_progress_counts_runs(store: Path, tmp_path: Path) -> None:
-    sweep(specs(2), draw, store=store)
-    lines = (tmp_path / "progress").read_text().splitlines()
-    assert [line.rsplit(" ", 2)[0] for line in lines] == ["run-0 done, 1/2", "run-1 done, 2/2"]
-
-
-def grow(spec: dict) -> dict:
-    """Use much memory for a second, more than the run before; tell who did."""
-    blocks = [torch.ones(2**20) for _ in range(spec["x"])]  # 4 MB each
-    time.sleep(1.1)
-    return {"who": os.getpid(), "blocks": len(blocks)}
+        sweep(draw, tasks(1), store=store)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc")
@@ -340,6 +702,6 @@ def test_a_worker_outlives_runs_that_need_much_memory(
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**33))
     get_reusable_executor().shutdown(wait=True)
     sizes = [1, 1, 150, 150, 1, 1]
-    tasks = [{"name": f"r{n}", "seed": n, "x": size} for n, size in enumerate(sizes)]
-    records = sweep(tasks, grow, store=store, workers=2)
-    assert len({record["result"]["who"] for record in records}) == 2
+    given = {f"r{n}": {"seed": n, "blocks": size} for n, size in enumerate(sizes)}
+    found = sweep(grow, given, store=store, workers=2)
+    assert len({record.result["who"] for record in found.values()}) == 2

@@ -32,7 +32,7 @@ class Place:
     @property
     def data(self) -> Path:
         """The data set that `01_data` wrote."""
-        return root() / "data" / self.profile / "mnist.npz"
+        return root() / "data" / self.profile / "dataset.npz"
 
     @property
     def runs(self) -> Path:
@@ -48,11 +48,6 @@ class Place:
     def tables(self) -> Path:
         """Tables, as CSV."""
         return self.reports / "tables"
-
-    @property
-    def figures(self) -> Path:
-        """Figures, as PNG."""
-        return self.reports / "figures"
 
     @property
     def metrics(self) -> Path:

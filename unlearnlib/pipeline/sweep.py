@@ -1,17 +1,20 @@
 """Many independent runs, one file each: a re-run is a resume, and only what changed runs again."""
 
 import ctypes
+import dataclasses
 import gc
 import hashlib
 import inspect
-import io
 import json
+import math
+import platform
 import random
 import re
+import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,12 +26,14 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from unlearnlib.pipeline import fingerprint
-from unlearnlib.pipeline.paths import root, write_atomic
+from unlearnlib.pipeline import clock, fingerprint, records, seeds
+from unlearnlib.pipeline.paths import root
 from unlearnlib.pipeline.progress import report
+from unlearnlib.pipeline.records import Record, RecordError
+from unlearnlib.pipeline.registry import Named
 
-Spec = dict[str, Any]
-RunOne = Callable[[Spec], dict]
+Run = Callable[..., dict[str, Any]]
+Arguments = Mapping[str, Any]
 
 # seeds and thread counts belong to the process, and a dask worker may run several threads
 _ALONE = threading.Lock()
@@ -39,98 +44,154 @@ class SweepError(RuntimeError):
 
 
 def sweep(
-    specs: Iterable[Spec],
-    run_one: RunOne,
+    run: Run,
+    tasks: Mapping[str, Arguments],
     *,
     store: Path,
     workers: int = 1,
     engine: str = "loky",
     retries: int = 1,
-) -> list[dict]:
-    """Run `run_one(spec)` for every spec whose result is not in `store` yet.
+) -> dict[str, Record]:
+    """Call ``run(**arguments)`` for every task whose result is not in `store` yet.
 
-    A result is reused while the spec, the content of the files that it names and the code of
-    `run_one` are the same. Each run has one thread and the seed of its own spec, so that results
-    depend neither on the number of workers nor on the order.
+    A result is reused while the arguments, the content of the files that they name at any depth,
+    and the code that `run` and functions and classes among the arguments reach are the same. Each
+    run has one thread, and torch, numpy and random are seeded from its argument ``seed`` and the
+    name of `run`: results depend neither on the number of workers, nor on the order, nor on
+    arguments that a run does not look at.
+
+    Results that are not asked for, because their task is not there or has changed, are set aside in
+    ``build/set_aside`` and come back when they are asked for again; nothing is deleted.
 
     Args:
-        specs: flat dicts of JSON values and paths, each with a unique `name`, which becomes the
-            name of its file, and an integer `seed`.
-        run_one: function at the top level of a module; returns a dict of tensors, numbers,
-            strings, and dicts and lists of them.
-        store: folder of this sweep alone: other `.pt` files in it are deleted on success.
+        run: function at the top level of a module, with keyword arguments alone; returns a dict of
+            tensors, numbers, strings, and dicts and lists of them.
+        tasks: by name (which becomes the name of its file) the arguments of each run: finite
+            numbers, strings, paths, dataclasses, functions and classes, and lists, tuples and dicts
+            of them.
+        store: folder of this sweep alone.
         workers: processes; 1 runs in this one.
-        engine: `loky` for this machine, `dask` for the cluster of the current dask client, or of
-            `$DASK_SCHEDULER_ADDRESS`.
+        engine: ``loky`` for this machine, ``dask`` for the cluster of the current dask client, or
+            of ``$DASK_SCHEDULER_ADDRESS``.
         retries: how often to repeat a run that raises.
 
     Returns:
-        For each spec, in order, `spec` (paths as strings from the root), `seconds` and `result`.
+        the record of each task by name, in the order of the tasks.
 
     Raises:
         SweepError: runs failed, or the code changed meanwhile, or the engine is not there.
-        ValueError: a spec or `run_one` is not as described above.
-        FileNotFoundError: a file that a spec names is absent.
+        ValueError: a task, `run`, or the number of workers is not as described above.
+        FileNotFoundError: a file that a task names is absent.
     """
-    specs = list(specs)
-    _check(specs, run_one)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"workers={workers!r}: give the number of processes, at least 1")
+    _check(run, tasks)
     store = store.resolve()
-    code = fingerprint.code(run_one.__module__)
-    file_digest = cache(_file_digest)
-    keys = {spec["name"]: _key(spec, run_one, code, file_digest) for spec in specs}
-    records = {name: _read(_file(store, name), key) for name, key in keys.items()}
-    missing = [spec for spec in specs if records[spec["name"]] is None]
-    tasks = [
-        joblib.delayed(_run)(spec, run_one, store, keys[spec["name"]], code, retries)
-        for spec in missing
+    keys_of = _Keys(run)
+    keys = {name: keys_of.of(name, arguments) for name, arguments in tasks.items()}
+    missing = [name for name, key in keys.items() if not _found(store, name, key)]
+    jobs = [
+        joblib.delayed(_run)(name, run, dict(tasks[name]), store, keys[name], keys_of.code, retries)
+        for name in missing
     ]
-    _raise_failures(store, _execute(tasks, workers, engine))
-    for name in (spec["name"] for spec in missing):
-        records[name] = _read(_file(store, name), keys[name])
-    _prune(store, set(keys))
-    return [
-        {"spec": _portable(spec)}
-        | {key: records[spec["name"]][key] for key in ("seconds", "result")}
-        for spec in specs
-    ]
+    _raise_failures(store, _execute(jobs, min(workers, max(1, len(jobs))), engine))
+    _clean_up(store, set(keys))
+    return {name: records.read(_file(store, name)) for name in tasks}
 
 
 def _file(store: Path, name: str) -> Path:
     return store / f"{name}.pt"
 
 
-def _check(specs: list[Spec], run_one: RunOne) -> None:
-    """Raise ValueError unless specs and function are such that a file can stand for a result."""
-    importable = inspect.isfunction(run_one) and run_one.__qualname__.isidentifier()
-    if not importable or run_one.__module__ == "__main__":
-        raise ValueError(f"{run_one!r}: a sweep needs a function at the top level of a module")
-    names = set()
-    for spec in specs:
-        name, seed = spec.get("name"), spec.get("seed")
+# ------------------------------------------------------------------------------------ tasks
+
+
+def _check(run: Run, tasks: Mapping[str, Arguments]) -> None:
+    """Raise ValueError unless tasks and function are such that a file can stand for a result."""
+    importable = inspect.isfunction(run) and run.__qualname__.isidentifier()
+    if not importable or run.__module__ == "__main__":
+        raise ValueError(f"{run!r}: a sweep needs a function at the top level of a module")
+    signature, names = inspect.signature(run), set()
+    if not all(p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()):
+        raise ValueError(f"{run.__qualname__}{signature}: a run takes keyword arguments alone")
+    for name, arguments in tasks.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+=-]*", name, re.ASCII):
-            raise ValueError(f"spec {spec}: 'name' must be a plain file name")
-        if type(seed) is not int:
-            raise ValueError(f"spec {name!r}: 'seed' must be an integer, not {seed!r}")
+            raise ValueError(f"task {name!r}: the name must be a plain file name")
         if name.casefold() in names:
-            raise ValueError(f"two specs are named {name!r}; give each its own name")
+            raise ValueError(f"two tasks are named {name!r} but for the case; rename one")
         names.add(name.casefold())
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise ValueError(f"task {name!r}: {error} of {run.__qualname__}{signature}") from None
+        if "seed" in arguments and type(arguments["seed"]) is not int:
+            raise ValueError(f"task {name!r}: seed={arguments['seed']!r} is not an integer")
 
 
-def _key(spec: Spec, run_one: RunOne, code: str, file_digest: Callable[[Path], str]) -> str:
-    """Return the SHA-256 of all that the result depends on."""
-    inputs = {k: {"sha256": file_digest(v)} if isinstance(v, Path) else v for k, v in spec.items()}
-    return _digest({"spec": inputs, "function": run_one.__qualname__, "code": code}).hex()
+class _Keys:
+    """Make keys of tasks: the SHA-256 of all that a result depends on.
 
+    Attributes:
+        code: fingerprint of the run and of each function and class that its tasks hand it.
+    """
 
-def _digest(value: dict) -> bytes:
-    """Return the SHA-256 of a dict of JSON values."""
-    try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    def __init__(self, run: Run) -> None:
+        self.code: dict[fingerprint.Thing, str] = {}
+        self._run = run
+        self._file_digest = cache(_file_digest)
+
+    def of(self, name: str, arguments: Arguments) -> str:
+        """Return the key of a task."""
+        content = {
+            "function": self._run.__qualname__,
+            "code": self._code(self._run),
+            "arguments": {
+                word: self._encoded(value, f"task {name!r}: {word}")
+                for word, value in sorted(arguments.items())
+            },
+        }
+        text = json.dumps(content, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _code(self, thing: fingerprint.Thing) -> str:
+        if thing not in self.code:
+            self.code[thing] = fingerprint.of(thing)
+        return self.code[thing]
+
+    def _encoded(self, value: Any, where: str) -> Any:
+        """Return JSON that stands for an argument; each kind differs from every other.
+
+        Files count by their content, functions and classes by their code, dataclasses by their
+        class and the fields that they are compared by, dicts by their order too.
+        """
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        if isinstance(value, Path):
+            return {"file": self._file_digest(value)}
+        if isinstance(value, type) or inspect.isfunction(value):
+            return {"code": self._code_of_argument(value, where)}
+        if dataclasses.is_dataclass(value):
+            fields = {
+                f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare
+            }
+            code = self._code_of_argument(type(value), where)
+            return {"class": code, "fields": self._encoded(fields, where)}
+        if isinstance(value, Mapping) and all(type(key) is str for key in value):
+            return {"dict": [[k, self._encoded(v, f"{where}.{k}")] for k, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [self._encoded(item, f"{where}.{n}") for n, item in enumerate(value)]
         raise ValueError(
-            f"{error}: a spec holds finite JSON values and paths only: {value}"
-        ) from None
-    return hashlib.sha256(text.encode()).digest()
+            f"{where}={value!r}: a task holds finite numbers, strings, paths, dataclasses, "
+            "functions and classes, and lists, tuples and dicts of them, only"
+        )
+
+    def _code_of_argument(self, thing: fingerprint.Thing, where: str) -> str:
+        try:
+            return self._code(thing)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def _file_digest(path: Path) -> str:
@@ -140,9 +201,21 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _portable(spec: Spec) -> Spec:
-    """Return the spec with paths as strings that mean the same on every machine."""
-    return {k: _from_root(v) if isinstance(v, Path) else v for k, v in spec.items()}
+def portable(value: Any) -> Any:
+    """Return an argument as plain values that mean the same on every machine, for the record."""
+    if isinstance(value, Path):
+        return _from_root(value)
+    if isinstance(value, Named):
+        return value.name
+    if isinstance(value, type) or inspect.isfunction(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    if dataclasses.is_dataclass(value):
+        return {f.name: portable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    return value
 
 
 def _from_root(path: Path) -> str:
@@ -150,29 +223,76 @@ def _from_root(path: Path) -> str:
     return full.relative_to(root()).as_posix() if full.is_relative_to(root()) else full.name
 
 
-def _read(path: Path, key: str) -> dict | None:
-    """Return the record in `path`, or None if it is absent, made by something else, or damaged."""
-    if not path.is_file():
-        return None
+# ------------------------------------------------------------------------------------ store
+
+
+def _known(path: Path) -> str | None:
+    """Return the key of the record in `path`, or None if it is absent or damaged."""
     try:
-        record = torch.load(path, weights_only=True, map_location="cpu")
-        return record if record["key"] == key and {"seconds", "result"} <= set(record) else None
-    except Exception as error:
-        report(f"{path.name} is damaged and will be computed again ({type(error).__name__})")
+        return records.key(path)
+    except RecordError as error:
+        report(f"{path.name} is damaged: {error}")
         return None
 
 
-def _execute(tasks: list, workers: int, engine: str) -> Iterator[tuple[str, str | None]]:
-    """Run the tasks and yield each one's name and failure as it ends."""
-    if not tasks:
+def _found(store: Path, name: str, key: str) -> bool:
+    """Tell whether a task has its result, which may have been set aside; set another one aside."""
+    path = _file(store, name)
+    if (known := _known(path)) == key:
+        return True
+    if known is not None:
+        _set_aside(path, known)
+    kept = _aside(path, key)
+    if kept.is_file() and _known(kept) == key:
+        _move(kept, path)
+        return True
+    return False
+
+
+def _aside(path: Path, key: str) -> Path:
+    """Name the place in `build` of a result that is not asked for."""
+    store = path.parent
+    inner = store.relative_to(root()) if store.is_relative_to(root()) else Path(store.name)
+    return root() / "build" / "set_aside" / inner / f"{path.stem}.{key[:16]}.pt"
+
+
+def _set_aside(path: Path, key: str) -> None:
+    report(f"{path.name} is not asked for and set aside")
+    _move(path, _aside(path, key))
+
+
+def _clean_up(store: Path, names: set[str]) -> None:
+    """Set aside what was not asked for, and delete what interrupted writes left."""
+    for path in list(store.iterdir()) if store.is_dir() else []:
+        if path.name.startswith(".") and path.suffix == ".partial":
+            path.unlink()
+        elif path.suffix == ".pt" and path.is_file() and path.stem not in names:
+            # whatever is no record is known by its content
+            _set_aside(path, _known(path) or _file_digest(path))
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a record, its result first: until its facts follow it counts as none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for file, goal in ((path, target), (records.facts_file(path), records.facts_file(target))):
+        if file.is_file():
+            shutil.move(file, goal)
+
+
+# ------------------------------------------------------------------------------------- runs
+
+
+def _execute(jobs: list, workers: int, engine: str) -> Iterator[tuple[str, str | None]]:
+    """Run the jobs and yield each one's name and failure as it ends."""
+    if not jobs:
         return
     started = time.monotonic()
     with _engine(engine, workers) as parallel:
         try:
-            for done, (name, failure) in enumerate(parallel(tasks), 1):
+            for done, (name, failure) in enumerate(parallel(jobs), 1):
                 ending = f"failed: {failure}" if failure else "done"
                 seconds = time.monotonic() - started
-                report(f"{name} {ending}, {done}/{len(tasks)} {seconds:.0f} s")
+                report(f"{name} {ending}, {done}/{len(jobs)} {seconds:.0f} s")
                 yield name, failure
         except BrokenProcessPool as error:
             raise SweepError(
@@ -214,34 +334,48 @@ def _dask_client() -> Iterator[Any]:
             yield client
 
 
-@cache
-def _code_of_this_process(module_name: str) -> str:
-    """Return the code as it was when this process first ran it: what is in memory stays so."""
-    return fingerprint.code(module_name)
+_loaded = cache(fingerprint.loaded)
 
 
 def _run(
-    spec: Spec, run_one: RunOne, store: Path, key: str, code: str, retries: int
+    name: str,
+    run: Run,
+    arguments: dict[str, Any],
+    store: Path,
+    key: str,
+    code: Mapping[fingerprint.Thing, str],
+    retries: int,
 ) -> tuple[str, str | None]:
-    """Run one spec and store the record; return its name and, on failure, the error."""
+    """Do one task and store the record; return its name and, on failure, the error."""
     for _ in range(retries + 1):
         try:
-            if _code_of_this_process(run_one.__module__) != code:
-                raise SweepError(
-                    f"{run_one.__module__} changed meanwhile; restart to run the new code"
-                )
-            with _ALONE, _one_thread(), _seeded(spec):
+            _check_memory(code)
+            with _ALONE, _one_thread(), _seeded(run, arguments), clock.collected() as timings:
                 started = time.perf_counter()
-                result = _plain(run_one(dict(spec)))
+                result = records.plain(_dict(run, run(**arguments)))
                 seconds = time.perf_counter() - started
-            record = {"key": key, "spec": _portable(spec), "seconds": seconds, "result": result}
-            write_atomic(_file(store, spec["name"]), _to_bytes(record))
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
+            record = Record(name, result, seconds, timings, portable(arguments), versions)
+            records.write(_file(store, name), record, key=key)
             del result, record
             _give_back_memory()
-            return spec["name"], None
+            return name, None
         except Exception as error:
             failure = _last_line(error)
-    return spec["name"], failure
+    return name, failure
+
+
+def _dict(run: Run, result: Any) -> dict[str, Any]:
+    if not isinstance(result, dict):
+        raise TypeError(f"{run.__qualname__} returned a {type(result).__name__}; return a dict")
+    return result
+
+
+def _check_memory(code: Mapping[fingerprint.Thing, str]) -> None:
+    """Raise SweepError if this process holds other code than that of the key."""
+    for thing, wanted in code.items():
+        if _loaded(thing) != wanted:
+            raise SweepError(f"{thing.__module__} changed meanwhile; restart to run the new code")
 
 
 def _give_back_memory() -> None:
@@ -275,13 +409,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(spec: Spec) -> Iterator[None]:
-    """Seed every generator from the spec without its paths, and leave the caller's as they were.
+def _seeded(run: Run, arguments: Arguments) -> Iterator[None]:
+    """Seed every generator for a run, and leave the caller's as they were.
+
+    The seed follows from the run's own and from its name, so that runs of one kind and seed are
+    paired, and a student does not start from the weights that its teacher started from.
 
     On dask draw from torch and numpy only: the threads of a dask worker draw from `random` too.
     """
-    plain = {k: v for k, v in spec.items() if not isinstance(v, Path)}
-    seed = int.from_bytes(_digest(plain)[:4])
+    name = f"{run.__module__.rpartition('.')[2]}.{run.__qualname__}"
+    seed = seeds.derive(arguments.get("seed", 0), name)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -294,29 +431,6 @@ def _seeded(spec: Spec) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _plain(value: Any) -> Any:
-    """Copy a result into what `torch.load(weights_only=True)` accepts, tensors without history."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(
-        f"a result holds a {type(value).__name__}; return tensors, numbers, strings,"
-        " and dicts and lists of them (torch.as_tensor, .item())"
-    )
-
-
-def _to_bytes(record: dict) -> bytes:
-    """Serialise a record; through memory, since a file's name would become part of its bytes."""
-    buffer = io.BytesIO()
-    torch.save(record, buffer)
-    return buffer.getvalue()
-
-
 def _raise_failures(store: Path, outcomes: Iterator[tuple[str, str | None]]) -> None:
     """Wait for all outcomes and raise SweepError if any of them is a failure."""
     outcomes = list(outcomes)
@@ -326,13 +440,3 @@ def _raise_failures(store: Path, outcomes: Iterator[tuple[str, str | None]]) -> 
             f"{len(failures)} of {len(outcomes)} runs failed in {_from_root(store)}; the others are"
             " kept, so run again to resume:\n" + "\n".join(failures)
         )
-
-
-def _prune(store: Path, names: set[str]) -> None:
-    """Delete files of former specs and what interrupted writes left."""
-    if not store.is_dir():
-        return
-    for path in store.iterdir():
-        stale = path.suffix == ".pt" and path.stem not in names
-        if path.is_file() and (stale or path.suffix == ".partial"):
-            path.unlink()
