@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.data import datasets
-from unlearnlib.models import models
+from unlearnlib.models import architectures, checkpoints
+from unlearnlib.pipeline import records
+from unlearnlib.pipeline.records import Record
 
 SHAPE = (2, 8, 12)
 CLASSES = 4
@@ -36,10 +38,10 @@ class Tiny(nn.Module):
 
 
 def tiny(monkeypatch: pytest.MonkeyPatch, *, seed: int = 0) -> nn.Module:
-    """Build the network, known to `models.build` for one test, with statistics that are not 0 and 1."""
-    monkeypatch.setitem(models.ARCHITECTURES, "tiny", Tiny)
+    """Build the network, known to `architectures.build` for one test, with statistics that are not 0 and 1."""
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", Tiny)
     torch.manual_seed(seed)
-    network = models.build("tiny", channels=SHAPE[0], num_classes=CLASSES)
+    network = architectures.build("tiny", channels=SHAPE[0], num_classes=CLASSES)
     for _ in range(3):
         network(torch.rand(32, *SHAPE))
     return network.eval()
@@ -91,6 +93,12 @@ def statistics_by_hand(network: Tiny, images: Tensor) -> float:
     return total
 
 
+def plain_map(activation: Tensor) -> Tensor:
+    """Compute the attention map of an activation ``[N, C, ...]`` or ``[N, P]`` as it is written."""
+    squared = activation.square()
+    return F.normalize(squared.mean(1).flatten(1) if activation.dim() > 2 else squared)
+
+
 def lines(path: Path, *, test: int = 30) -> Path:
     """Write a data set whose class is the row of a bright line: 200, 40 and `test` images."""
     randomness, parts = np.random.default_rng(0), []
@@ -103,10 +111,10 @@ def lines(path: Path, *, test: int = 30) -> Path:
     return path
 
 
-def record(path: Path, teacher: nn.Module, **result: object) -> Path:
+def record(path: Path, teacher: nn.Module, *, seconds: float = 1.0, **result: object) -> Path:
     """Write a model and what else a run left, as a sweep does."""
-    packed = {"model": models.pack(teacher), "shape": list(SHAPE)} | result
-    torch.save({"key": "", "spec": {}, "seconds": 1.0, "result": packed}, path)
+    content = {"model": checkpoints.pack(teacher), "shape": list(SHAPE)} | result
+    records.write(path, Record(path.stem, records.plain(content), seconds), key="toy")
     return path
 
 

@@ -10,7 +10,7 @@ from toys import lines, record
 
 from unlearnlib.data import datasets
 from unlearnlib.measures import evaluation
-from unlearnlib.models import models, training
+from unlearnlib.models import architectures, checkpoints, training
 from unlearnlib.zero_shot import gkt
 
 
@@ -21,9 +21,10 @@ def dataset(tmp_path: Path) -> Path:
 
 def network(dataset: Path, *, epochs: int) -> torch.nn.Module:
     torch.manual_seed(0)
-    found = models.build("lenet5", width=0.5)
-    recipe = {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.0, "seed": 0}
-    training.fit(found, *datasets.split(datasets.load(dataset), "train"), epochs=epochs, **recipe)
+    found = architectures.build("lenet5", width=0.5)
+    recipe = training.Recipe(epochs=epochs, batch_size=16, learning_rate=0.01)
+    part = datasets.split(datasets.load(dataset), "train")
+    training.fit(found, *part, recipe=recipe, seed=0)
     return found.eval()
 
 
@@ -40,25 +41,31 @@ def test_all_models_of_a_run_are_counted_on_the_test_split(dataset: Path, tmp_pa
         {"pseudo_batch": 5, "model": gkt.half(early)},
         {"pseudo_batch": 10, "model": gkt.half(late)},
     ]
-    path = record(tmp_path / "run.pt", late, restored=models.pack(early), snapshots=snapshots)
-    result = evaluation.run({"run": path, "data": dataset})
+    path = record(tmp_path / "run.pt", late, restored=checkpoints.pack(early), snapshots=snapshots)
+    result = evaluation.run(model=path, data=dataset)
     assert result["pseudo_batches"] == [5, 10]
     assert not np.array_equal(expected(early, dataset), expected(late, dataset))
     np.testing.assert_array_equal(result["final"], expected(late, dataset))
     np.testing.assert_array_equal(result["models"]["restored"], expected(early, dataset))
     for found, snapshot in zip(result["curve"], snapshots, strict=True):
-        narrow = models.unpack(snapshot["model"]).eval()
+        narrow = checkpoints.unpack(snapshot["model"]).eval()
         np.testing.assert_array_equal(found, expected(narrow, dataset))
         assert found.sum() == 30
 
 
 def test_a_run_with_one_model_has_no_curve(dataset: Path, tmp_path: Path):
     path = record(tmp_path / "run.pt", network(dataset, epochs=1))
-    result = evaluation.run({"run": path, "data": dataset})
+    result = evaluation.run(model=path, data=dataset)
     assert result["models"] == {}
     assert result["curve"] == result["pseudo_batches"] == []
 
 
+def test_what_is_no_network_is_not_counted(dataset: Path, tmp_path: Path):
+    facts = {"losses": [1.0, 0.5], "history": {"leak": [0.1]}, "images": torch.zeros(2, 1, 4, 4)}
+    path = record(tmp_path / "run.pt", network(dataset, epochs=1), **facts)
+    assert evaluation.run(model=path, data=dataset)["models"] == {}
+
+
 def test_a_run_that_is_absent_is_named(dataset: Path, tmp_path: Path):
-    with pytest.raises(models.CheckpointError, match=r"run\.pt does not exist"):
-        evaluation.run({"run": tmp_path / "run.pt", "data": dataset})
+    with pytest.raises(checkpoints.CheckpointError, match=r"run\.pt does not exist"):
+        evaluation.run(model=tmp_path / "run.pt", data=dataset)

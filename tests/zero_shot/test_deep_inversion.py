@@ -21,8 +21,12 @@ from toys import (
     tiny,
 )
 
-from unlearnlib.models import models
-from unlearnlib.zero_shot import deep_inversion, generators
+from unlearnlib.data.requests import Classes, RequestError
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.pipeline import clock, records, schema
+from unlearnlib.pipeline.parameters import ParameterError
+from unlearnlib.pipeline.records import Record
+from unlearnlib.zero_shot import deep_inversion, generators, method, methods
 
 DRAWN = {
     "per_class": 3,
@@ -32,7 +36,7 @@ DRAWN = {
     "latent_size": 6,
     "generator_channels": 8,
 }
-DISTILLED = {"per_class": 3, "steps": 6, "batch_size": 8}
+DISTILLED = {"steps": 6, "batch_size": 8}
 OFF = {"statistics_weight": 0.0, "variation_weight": 0.0, "norm_weight": 0.0}
 
 
@@ -41,34 +45,21 @@ def settings(**changed) -> deep_inversion.Synthesis:
 
 
 def synthesise(teacher: nn.Module, *, seed: int = 0, **changed) -> tuple[Tensor, Tensor]:
-    classes = models.num_classes(teacher)
-    shape = SHAPE if classes == CLASSES else (1, 28, 28)
-    torch.manual_seed(0)
-    options = {"num_classes": classes, "shape": shape, "settings": settings(**changed)}
-    return deep_inversion.synthesise(teacher, forget_classes=[1, 3], seed=seed, **options)
+    count = architectures.num_classes(teacher)
+    options = {"shape": SHAPE if count == CLASSES else (1, 28, 28), "settings": settings(**changed)}
+    stays = [k for k in range(count) if k not in (1, 3)]
+    return deep_inversion.synthesise(teacher, stays, seed=seed, **options)
 
 
 def distil(
     teacher: nn.Module, images: Tensor, *, seed: int = 0, **changed
 ) -> tuple[nn.Module, list[float]]:
-    torch.manual_seed(3)
     chosen = deep_inversion.Distillation(**(DISTILLED | changed))
-    options = {"forget_classes": [1, 3], "settings": chosen, "seed": seed}
-    return deep_inversion.distil(teacher, (images * 255).to(torch.uint8), **options)
+    pixels = (images * 255).to(torch.uint8)
+    return deep_inversion.distil(teacher, pixels, Classes([1, 3]), settings=chosen, seed=seed)
 
 
 # ----------------------------------------------------------------------------------- the loss
-
-
-def test_total_variation_has_closed_forms():
-    flat = torch.full((2, 3, 5, 4), 0.7)
-    assert deep_inversion.total_variation(flat).item() == 0
-    dot = torch.zeros(1, 1, 5, 5)
-    dot[0, 0, 2, 2] = 3.0
-    assert deep_inversion.total_variation(dot).item() == 4 * 9
-    ramp = torch.arange(4.0).expand(1, 2, 5, 4)  # 3 steps of 1 in each of 2 · 5 rows
-    assert deep_inversion.total_variation(ramp).item() == 30
-    assert deep_inversion.total_variation(torch.cat([ramp, 0 * ramp])).item() == 15
 
 
 @pytest.mark.parametrize(
@@ -78,7 +69,7 @@ def test_total_variation_has_closed_forms():
 def test_the_loss_is_what_sklearn_and_numpy_compute(
     monkeypatch: pytest.MonkeyPatch, weights: tuple[float, float, float]
 ):
-    teacher = models.frozen(tiny(monkeypatch))
+    teacher = networks.frozen(tiny(monkeypatch))
     images, labels = stripes(6)
     chosen = settings(
         statistics_weight=weights[0], variation_weight=weights[1], norm_weight=weights[2]
@@ -104,7 +95,7 @@ def optimise(teacher: nn.Module, start: Tensor, labels: Tensor, **changed) -> Te
 
 
 def test_images_become_their_class_and_stay_in_range(monkeypatch: pytest.MonkeyPatch):
-    teacher = models.frozen(taught(monkeypatch))
+    teacher = networks.frozen(taught(monkeypatch))
     start = 0.3 * torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
     before, labels = start.clone(), torch.arange(8) % CLASSES
     chosen = {"steps": 60, "rate": 0.1, "jitter": 1, "statistics_weight": 0.02}
@@ -126,7 +117,7 @@ def test_a_step_is_adam_with_a_cosine_rate_and_clamped_pixels(monkeypatch: pytes
     nn.init.zeros_(teacher.classifier.weight)  # so that the norm alone has a slope
     start = torch.rand(4, *SHAPE)
     options = OFF | {"norm_weight": 0.5, "jitter": 0, "steps": 3, "rate": 0.2}
-    found = optimise(models.frozen(teacher), start, torch.zeros(4).long(), **options)
+    found = optimise(networks.frozen(teacher), start, torch.zeros(4).long(), **options)
     pixels, first, second = start.double().numpy(), 0.0, 0.0
     for step in range(3):
         slope = 2 * 0.5 * pixels / 4
@@ -139,14 +130,14 @@ def test_a_step_is_adam_with_a_cosine_rate_and_clamped_pixels(monkeypatch: pytes
 
 
 def test_the_jitter_is_seeded_and_moves_what_the_teacher_sees(monkeypatch: pytest.MonkeyPatch):
-    teacher, (start, labels) = models.frozen(tiny(monkeypatch)), stripes(4)
+    teacher, (start, labels) = networks.frozen(tiny(monkeypatch)), stripes(4)
     still, moved = (optimise(teacher, start, labels, jitter=j, steps=4) for j in (0, 2))
     assert torch.equal(moved, optimise(teacher, start, labels, jitter=2, steps=4))
     assert not torch.equal(still, moved)
 
 
 def test_a_loss_that_is_not_finite_raises(monkeypatch: pytest.MonkeyPatch):
-    teacher = models.frozen(tiny(monkeypatch))
+    teacher = networks.frozen(tiny(monkeypatch))
     teacher.classifier.bias[0] = math.nan
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         synthesise(teacher)
@@ -161,10 +152,8 @@ def assert_balanced(labels: Tensor, classes: list[int]) -> None:
 
 @pytest.mark.parametrize("count", [5, 12])
 def test_starts_are_dark_noise_of_balanced_classes(monkeypatch: pytest.MonkeyPatch, count: int):
-    options = {"retain_classes": [0, 2, 3], "shape": SHAPE, "settings": settings()}
-    images, labels = deep_inversion.starts(
-        tiny(monkeypatch), count=count, generator=torch.Generator().manual_seed(0), **options
-    )
+    options = {"classes": [0, 2, 3], "shape": SHAPE, "settings": settings()}
+    images, labels = deep_inversion.starts(tiny(monkeypatch), count=count, seed=0, **options)
     assert images.shape == (count, *SHAPE)
     assert 0 <= images.min() < images.max() <= 0.3
     assert_balanced(labels, [0, 2, 3])
@@ -172,16 +161,9 @@ def test_starts_are_dark_noise_of_balanced_classes(monkeypatch: pytest.MonkeyPat
 
 
 def test_starts_of_a_prior_are_what_the_teacher_sees(monkeypatch: pytest.MonkeyPatch):
-    teacher = models.frozen(taught(monkeypatch))
-    torch.manual_seed(0)
-    options = {
-        "retain_classes": [0, 1, 2, 3],
-        "shape": SHAPE,
-        "settings": settings(prior_steps=300),
-    }
-    images, labels = deep_inversion.starts(
-        teacher, count=40, generator=torch.Generator().manual_seed(0), **options
-    )
+    teacher = networks.frozen(taught(monkeypatch))
+    options = {"classes": range(4), "shape": SHAPE, "settings": settings(prior_steps=300)}
+    images, labels = deep_inversion.starts(teacher, count=40, seed=0, **options)
     assert images.shape == (40, *SHAPE)
     assert (teacher(images).argmax(1) == labels).float().mean() > 0.6
     noise = 0.3 * torch.rand(40, *SHAPE)
@@ -271,7 +253,7 @@ def test_the_seed_decides_the_images(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_student_learns_what_stays(monkeypatch: pytest.MonkeyPatch):
     teacher, (images, _) = taught(monkeypatch), stripes(96)
-    before = models.unpack(models.pack(teacher))
+    before = checkpoints.unpack(checkpoints.pack(teacher))
     student, losses = distil(
         teacher, images, steps=60, jitter=0, gate_threshold=0.3,
         rate=0.03, batch_size=32,
@@ -279,7 +261,7 @@ def test_the_student_learns_what_stays(monkeypatch: pytest.MonkeyPatch):
     assert len(losses) == 60
     assert np.mean(losses[-10:]) < losses[0] / 4
     held, truth = stripes(80, seed=1)
-    kept, predicted = (truth == 0) | (truth == 2), models.predict(student, held).argmax(1)
+    kept, predicted = (truth == 0) | (truth == 2), networks.predict(student, held).argmax(1)
     assert (predicted == truth)[kept].float().mean() > 0.9
     assert (predicted == truth)[~kept].float().mean() < 0.1
     assert states_equal(teacher, before)
@@ -287,8 +269,9 @@ def test_the_student_learns_what_stays(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_first_loss_is_the_divergence_of_a_fresh_student(monkeypatch: pytest.MonkeyPatch):
     teacher, (images, _) = tiny(monkeypatch), stripes(8)
-    torch.manual_seed(3)
-    fresh, pixels = models.fresh_like(teacher).train(), (images * 255).to(torch.uint8) / 255
+    with method.drawn_by(0, "first weights of the student"):
+        fresh = architectures.fresh_like(teacher).train()
+    pixels = (images * 255).to(torch.uint8) / 255
     p, q = teacher(pixels).softmax(1), fresh(pixels).softmax(1)
     expected = (p * (p / q).log()).sum(1).mean().item()
     _, losses = distil(teacher, images, jitter=0, gate_threshold=1.0)
@@ -353,13 +336,13 @@ def test_the_seed_decides_the_student(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_model_without_batch_norm_is_inverted_without_statistics():
     torch.manual_seed(0)
-    teacher = models.build("lenet5", width=0.5)
+    teacher = architectures.build("lenet5", width=0.5)
     images, labels = synthesise(teacher, statistics_weight=0.0, per_class=1)
     assert images.shape == (8, 1, 28, 28)
     assert_balanced(labels, [0, 2, 4, 5, 6, 7, 8, 9])
     student, losses = distil(teacher, images / 255, gate_threshold=1.0)
     assert len(losses) == 6
-    assert models.predict(student, images / 255).isfinite().all()
+    assert networks.predict(student, images / 255).isfinite().all()
     for needy in ({}, {"statistics_weight": 0.0, "prior_steps": 1}):
         with pytest.raises(ValueError, match="LeNet5 has no BatchNorm"):
             synthesise(teacher, **needy)
@@ -368,73 +351,143 @@ def test_a_model_without_batch_norm_is_inverted_without_statistics():
 # --------------------------------------------------------------------------- runs of a sweep
 
 
-def spec(original: Path, **changed) -> dict:
-    return {"original": original, "forget_classes": [3, 1], "seed": 0, "settings": DRAWN} | changed
+def asked(original: Path, **changed) -> dict:
+    """Give the arguments that both runs take."""
+    return {"original": original, "request": Classes([3, 1]), "seed": 0} | changed
 
 
-def test_runs_draw_images_and_distil_the_first_of_each_class(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    original = record(tmp_path / "original.pt", taught(monkeypatch))
-    parts = {}
+def distillation(**changed) -> deep_inversion.Distillation:
+    return deep_inversion.Distillation(**(DISTILLED | {"gate_threshold": 1.0} | changed))
+
+
+@pytest.fixture
+def original(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    return record(tmp_path / "original.pt", taught(monkeypatch))
+
+
+@pytest.fixture
+def parts(original: Path, tmp_path: Path) -> list[Path]:
+    """Draw the images of a student in two files, which took 10 and 11 seconds."""
+    files = []
     for number in range(2):
-        drawn = deep_inversion.run_synthesis(spec(original, seed=number))
+        drawn = deep_inversion.run_synthesis(**asked(original), settings=settings(), part=number)
         assert drawn["images"].shape == (6, *SHAPE)
         assert drawn["labels"].tolist() == [0, 2] * 3
-        parts[f"images_{number}"] = tmp_path / f"{number}.pt"
-        torch.save({"seconds": 10.0 + number, "result": drawn}, parts[f"images_{number}"])
+        files.append(tmp_path / f"{number}.pt")
+        records.write(files[-1], Record(f"{number}", drawn, 10.0 + number), key="toy")
+    return files
+
+
+def test_a_student_is_distilled_on_the_first_images_of_each_class(
+    monkeypatch: pytest.MonkeyPatch, original: Path, parts: list[Path]
+):
     given, plain = [], deep_inversion.distil
     monkeypatch.setattr(
         deep_inversion,
         "distil",
-        lambda t, images, **o: given.append(images) or plain(t, images, **o),
+        lambda t, images, *a, **o: given.append(images) or plain(t, images, *a, **o),
     )
-    chosen = DISTILLED | {"per_class": 4, "gate_threshold": 1.0}
-    result = deep_inversion.run_distillation(spec(original, settings=chosen, parts=2, **parts))
+    options = asked(original, images=parts, per_class=4, settings=distillation())
+    with clock.collected() as timings:
+        result = deep_inversion.run_distillation(**options)
     assert result["images"] == 8
-    assert result["synthesis_seconds"] == pytest.approx(21 * 8 / 12)
+    assert timings[deep_inversion.EARLIER] == pytest.approx(21 * 8 / 12)
     assert len(result["losses"]) == 6
-    assert models.num_classes(models.unpack(result["model"])) == CLASSES
-    stored = [models.load_result(path)["images"] for path in parts.values()]
+    assert architectures.num_classes(checkpoints.unpack(result["model"])) == CLASSES
+    stored = [records.result(path)["images"] for path in parts]
     # by class: all three of the first part and one of the second
     expected = torch.cat([stored[0][0::2], stored[1][:1], stored[0][1::2], stored[1][1:2]])
     assert torch.equal(given[0], expected)
-    greedy = DISTILLED | {"per_class": 7}
-    with pytest.raises(ValueError, match="per_class is 7, but only 6 images"):
-        deep_inversion.run_distillation(spec(original, settings=greedy, parts=2, **parts))
 
 
-@pytest.mark.parametrize("run", [deep_inversion.run_synthesis, deep_inversion.run_distillation])
-@pytest.mark.parametrize(
-    ("changed", "kind", "message"),
-    [
-        ({"settings": {"perclass": 8}}, TypeError, "perclass"),
-        ({"forget_classes": [12]}, ValueError, "holds 12, not one of the classes"),
-        ({"forget_classes": [0, 1, 2, 3]}, ValueError, "every class"),
-    ],
-)
-def test_runs_check_what_they_are_asked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run, changed: dict, kind: type, message: str
+def test_the_seconds_of_the_images_are_not_in_the_result(original: Path, parts: list[Path]):
+    options = asked(original, images=parts, per_class=4, settings=distillation())
+    first = records.to_bytes(records.plain(deep_inversion.run_distillation(**options)))
+    for path in parts:
+        records.write(path, Record(path.stem, records.result(path), 99.0), key="toy")
+    again = records.to_bytes(records.plain(deep_inversion.run_distillation(**options)))
+    assert first == again
+
+
+@pytest.mark.parametrize("per_class", [0, 7])
+def test_images_that_were_not_drawn_cannot_be_used(
+    original: Path, parts: list[Path], per_class: int
 ):
-    original = record(tmp_path / "original.pt", tiny(monkeypatch))
-    with pytest.raises(kind, match=message):
-        run(spec(original, **changed) | {"parts": 0})
+    options = asked(original, images=parts, per_class=per_class, settings=distillation())
+    with pytest.raises(ValueError, match=f"per_class is {per_class}, but only 6 images"):
+        deep_inversion.run_distillation(**options)
+
+
+def test_parts_of_a_seed_differ(original: Path, parts: list[Path]):
+    one, other = (records.result(path)["images"] for path in parts)
+    assert not torch.equal(one, other)
+    options = asked(original, settings=settings())
+    assert torch.equal(deep_inversion.run_synthesis(**options)["images"], one)
+    moved = deep_inversion.run_synthesis(**(options | {"seed": 1}))["images"]
+    assert not torch.equal(moved, one)
+    assert not torch.equal(moved, other)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [([12], "holds 12, not one of the classes"), ([0, 1, 2, 3], "every class")],
+)
+def test_runs_check_what_they_are_asked(original: Path, classes: list[int], message: str):
+    options = asked(original, request=Classes(classes))
+    with pytest.raises(RequestError, match=message):
+        deep_inversion.run_synthesis(**options, settings=settings())
+    with pytest.raises(RequestError, match=message):
+        deep_inversion.run_distillation(**options, images=[], per_class=1, settings=distillation())
+
+
+def test_the_method_distils_what_it_draws(monkeypatch: pytest.MonkeyPatch, original: Path):
+    chosen = deep_inversion.Settings(settings(), distillation())
+    result = methods.run(**asked(original), method=deep_inversion.METHOD, settings=chosen)
+    teacher = taught(monkeypatch)
+    images, labels = synthesise(teacher)
+    assert torch.equal(result["images"], images)
+    assert torch.equal(result["image_labels"], labels)
+    student, losses = deep_inversion.distil(
+        teacher, images, Classes([1, 3]), settings=distillation(), seed=0
+    )
+    assert states_equal(checkpoints.unpack(result["model"]), student)
+    assert result["losses"] == losses
+    assert not student.training
 
 
 def test_the_prior_of_a_synthesis_is_that_of_the_generators(monkeypatch: pytest.MonkeyPatch):
-    asked = []
+    asked_for = []
     monkeypatch.setattr(
         deep_inversion,
         "train_prior",
-        lambda teacher, network, **options: asked.append((network, options)),
+        lambda teacher, network, **options: asked_for.append((network, options)),
     )
     synthesise(tiny(monkeypatch), prior_steps=7, prior_rate=0.25)
-    ((network, options),) = asked
+    ((network, options),) = asked_for
     assert isinstance(network, generators.Generator)
     assert (options["steps"], options["rate"], options["batch_size"]) == (7, 0.25, 8)
 
 
-@pytest.mark.parametrize("name", ["per_class", "steps", "batch_size"])
-def test_a_distillation_needs_images_and_steps(name: str):
-    with pytest.raises(ValueError, match=f"{name} is 0; distillation needs at least 1"):
-        deep_inversion.Distillation(**{name: 0})
+@pytest.mark.parametrize(
+    ("settings_type", "wrong"),
+    [
+        (deep_inversion.Distillation, {"steps": 0}),
+        (deep_inversion.Distillation, {"batch_size": 1}),
+        (deep_inversion.Distillation, {"gate_threshold": 2.0}),
+        (deep_inversion.Synthesis, {"per_class": 0}),
+        (deep_inversion.Synthesis, {"steps": 0}),
+        (deep_inversion.Synthesis, {"prior_batch": 1}),
+        (deep_inversion.Settings, {"synthesis": {"steps": 0}}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings_type: type, wrong: dict):
+    assert schema.build(settings_type, {}) == settings_type()
+    with pytest.raises(ParameterError, match=next(iter(wrong))):
+        schema.build(settings_type, wrong)
+
+
+def test_the_needs_follow_from_how_the_images_are_drawn():
+    drawn = deep_inversion.Settings(deep_inversion.Synthesis(prior_steps=1))
+    assert drawn.needs == (method.statistics, method.drawing)
+    plain = deep_inversion.Settings(deep_inversion.Synthesis(statistics_weight=0.0))
+    assert plain.needs == ()

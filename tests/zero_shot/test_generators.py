@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -10,7 +9,7 @@ from tolerances import ATOL, RTOL
 from torch import nn
 from toys import SHAPE, Tiny, states_equal, statistics_by_hand, taught, tiny
 
-from unlearnlib.models import models
+from unlearnlib.models import architectures, checkpoints, networks
 from unlearnlib.zero_shot import generators
 from unlearnlib.zero_shot.generators import Generator
 
@@ -67,59 +66,6 @@ def test_latents_are_standard_normal_and_seeded():
     assert not torch.equal(z, generators.latents(4000, 5, generator=randomness(1)))
 
 
-# ----------------------------------------------------------------------------- the statistics
-
-
-def layer(mean: np.ndarray, variance: np.ndarray) -> nn.Module:
-    found = nn.BatchNorm2d(len(mean))
-    found.running_mean = torch.tensor(mean, dtype=torch.float32)
-    found.running_var = torch.tensor(variance, dtype=torch.float32)
-    return found
-
-
-def test_statistics_that_match_are_at_distance_0_with_a_finite_gradient():
-    inputs = [torch.tensor([[-1.0, 2.0], [3.0, 8.0]]).view(1, 2, 1, 2).repeat(3, 1, 1, 1)]
-    inputs[0] = torch.tensor([[1.0, 10.0], [3.0, 14.0]]).view(2, 2, 1, 1).requires_grad_(True)
-    layers = [layer(np.array([2.0, 12.0]), np.array([1.0, 4.0]))]
-    distance = generators.statistics_distance(inputs, layers)
-    distance.backward()
-    assert distance.item() == 0
-    assert inputs[0].grad.isfinite().all()
-
-
-def test_statistics_distance_is_the_sum_of_norms_that_numpy_computes():
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(1, 2, (5, 3, 4, 6)), rng.normal(-1, 1, (7, 2))]
-    means, variances = [rng.normal(size=3), rng.normal(size=2)], [rng.random(3), rng.random(2)]
-    expected = 0.0
-    for array, axes, mean, variance in zip(arrays, [(0, 2, 3), 0], means, variances, strict=True):
-        expected += np.sqrt(((array.mean(axes) - mean) ** 2).sum())
-        expected += np.sqrt(((array.var(axes) - variance) ** 2).sum())
-    inputs = [torch.tensor(array, dtype=torch.float32) for array in arrays]
-    layers = [layer(*pair) for pair in zip(means, variances, strict=True)]
-    found = generators.statistics_distance(inputs, layers)
-    assert found.item() == pytest.approx(expected, rel=RTOL)
-
-
-def test_as_many_inputs_as_layers_are_needed():
-    with pytest.raises(ValueError, match="zip"):
-        generators.statistics_distance([], [nn.BatchNorm2d(2)])
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_imbalance_is_least_for_balanced_classes_and_0_for_one(classes: int):
-    certain = 1000 * torch.eye(classes)  # the other probabilities are 0
-    assert generators.imbalance(certain).item() == pytest.approx(-math.log(classes), rel=RTOL)
-    assert generators.imbalance(certain[[1, 1, 1]]).item() == pytest.approx(0, abs=ATOL)
-
-
-def test_imbalance_is_the_negative_entropy_that_scipy_computes():
-    logits = torch.randn(6, 5, generator=randomness())
-    mean = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
-    expected = -scipy.stats.entropy(mean.mean(0))
-    assert generators.imbalance(logits).item() == pytest.approx(expected, rel=RTOL)
-
-
 # ----------------------------------------------------------------------------------- the steps
 
 
@@ -131,7 +77,7 @@ def test_a_step_follows_the_gradient_clipped_at_norm_5(slope: float, expected: f
         torch.optim.SGD(network.parameters(), lr=1),
     )
     loss = slope * network.weight.sum() + 3  # the gradient has norm 2 · slope
-    assert generators.descend(network, optimizer, loss) == pytest.approx(loss.item())
+    assert generators.clipped_step(network, optimizer, loss) == pytest.approx(loss.item())
     torch.testing.assert_close(
         before - network.weight, torch.full((1, 4), expected / 2), rtol=RTOL, atol=ATOL
     )
@@ -145,7 +91,7 @@ def test_a_loss_that_is_not_finite_raises_and_changes_nothing(value: float):
         torch.optim.SGD(network.parameters(), lr=1),
     )
     with pytest.raises(FloatingPointError, match=f"the loss is {value}"):
-        generators.descend(network, optimizer, value * network.weight.sum().exp())
+        generators.clipped_step(network, optimizer, value * network.weight.sum().exp())
     assert torch.equal(network.weight, before)
 
 
@@ -156,7 +102,7 @@ def test_a_gradient_that_is_not_finite_raises_and_changes_nothing():
         torch.optim.SGD(network.parameters(), lr=1),
     )
     with pytest.raises(RuntimeError, match="non-finite"):  # √ has no slope at 0
-        generators.descend(network, optimizer, (network.weight * 0).sum().sqrt())
+        generators.clipped_step(network, optimizer, (network.weight * 0).sum().sqrt())
     assert torch.equal(network.weight, before)
 
 
@@ -171,8 +117,8 @@ def trained(teacher: nn.Module, *, steps: int, seed: int = 0) -> tuple[Generator
 
 
 def test_the_prior_brings_the_images_to_what_the_teacher_remembers(monkeypatch: pytest.MonkeyPatch):
-    teacher = models.frozen(taught(monkeypatch))
-    before = models.pack(teacher)["state_dict"]
+    teacher = networks.frozen(taught(monkeypatch))
+    before = checkpoints.pack(teacher)["state_dict"]
     network, losses = trained(teacher, steps=40)
     assert len(losses) == 40
     assert losses[-1] < losses[0] / 3
@@ -183,7 +129,7 @@ def test_the_prior_brings_the_images_to_what_the_teacher_remembers(monkeypatch: 
 def test_the_loss_of_the_prior_is_statistics_certainty_and_twice_the_balance(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    teacher = models.frozen(tiny(monkeypatch))
+    teacher = networks.frozen(tiny(monkeypatch))
     _, (loss,) = trained(teacher, steps=1)
     images = trained(teacher, steps=0)[0](torch.randn((16, 6), generator=randomness()))
     shares = teacher(images).softmax(1).detach()
@@ -193,7 +139,7 @@ def test_the_loss_of_the_prior_is_statistics_certainty_and_twice_the_balance(
 
 
 def test_the_seed_decides_the_prior(monkeypatch: pytest.MonkeyPatch):
-    teacher = models.frozen(tiny(monkeypatch))
+    teacher = networks.frozen(tiny(monkeypatch))
     network = trained(teacher, steps=2)[0]
     assert states_equal(network, trained(teacher, steps=2)[0])
     assert not states_equal(network, trained(teacher, steps=2, seed=1)[0])
@@ -201,7 +147,7 @@ def test_the_seed_decides_the_prior(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_only_the_prior_needs_batch_norm():
-    teacher = models.frozen(models.build("lenet5", width=0.5))
+    teacher = networks.frozen(architectures.build("lenet5", width=0.5))
     assert trained(teacher, steps=0)[1] == []
     with pytest.raises(ValueError, match="LeNet5 has no BatchNorm"):
         trained(teacher, steps=1)

@@ -1,8 +1,7 @@
-"""Gated knowledge transfer: losses against a second implementation, and the published order of steps."""
+"""Gated knowledge transfer: the published order of steps, its losses by hand, and when it stops."""
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,13 @@ import torch
 from tolerances import ATOL, RTOL
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import CLASSES, SHAPE, Table, Tiny, record, states_equal, taught, tiny
+from toys import CLASSES, SHAPE, Table, Tiny, plain_map, record, states_equal, taught, tiny
 
-from unlearnlib.models import models
-from unlearnlib.zero_shot import generators, gkt
+from unlearnlib.data.requests import Classes
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.pipeline import schema
+from unlearnlib.pipeline.parameters import ParameterError
+from unlearnlib.zero_shot import gkt, losses, method, methods
 
 SMALL = {
     "pseudo_batches": 3,
@@ -33,151 +35,29 @@ def logits(count: int, classes: int, *, seed: int, scale: float = 3.0) -> Tensor
     return scale * torch.randn(count, classes, generator=torch.Generator().manual_seed(seed))
 
 
-def transfer(
-    teacher: nn.Module, *, forget_classes: list[int] | None = None, **changed
-) -> gkt.Transfer:
-    """Set a transfer up as `transfer_knowledge` does."""
-    torch.manual_seed(5)
-    settings = gkt.Settings(**(SMALL | changed))
-    generator = generators.Generator(6, 8, SHAPE, output=settings.generator_output)
-    student, randomness = models.fresh_like(teacher), torch.Generator().manual_seed(0)
-    return gkt.Transfer(teacher, student, generator, forget_classes or [0], settings, randomness)
+def settings_of(**changed) -> gkt.Settings:
+    chosen = SMALL | changed
+    chosen["snapshots"] = min(chosen["snapshots"], chosen["pseudo_batches"])
+    return gkt.Settings(**chosen)
 
 
-def run(teacher: nn.Module, *, seed: int = 0, shape: tuple = SHAPE, **changed) -> dict:
-    torch.manual_seed(seed)
-    options = {"forget_classes": [1], "shape": shape, "settings": gkt.Settings(**(SMALL | changed))}
-    return gkt.transfer_knowledge(teacher, seed=seed, **options)
+def transfer(teacher: nn.Module, *, forget: tuple[int, ...] = (0,), **changed) -> gkt.Transfer:
+    """Set a transfer up as a run does."""
+    options = {"shape": SHAPE, "settings": settings_of(**changed), "seed": 5}
+    return gkt.set_up(teacher, Classes(forget), **options)
 
 
-def to_file(content: dict) -> bytes:
+def unlearn(
+    teacher: nn.Module, *, seed: int = 0, shape: tuple = SHAPE, **changed
+) -> method.Outcome:
+    options = {"shape": shape, "settings": settings_of(**changed), "seed": seed}
+    return gkt.unlearn(teacher, Classes([1]), **options)
+
+
+def to_file(outcome: method.Outcome) -> bytes:
     stream = io.BytesIO()
-    torch.save(content, stream)
+    torch.save(outcome.facts | {"model": checkpoints.pack(outcome.network)}, stream)
     return stream.getvalue()
-
-
-# ------------------------------------------------------------------------------------- losses
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_divergence_is_the_kl_that_scipy_computes(classes: int):
-    teacher, student = logits(7, classes, seed=0), logits(7, classes, seed=1)
-    p, q = (scipy.special.softmax(x.double().numpy(), 1) for x in (teacher, student))
-    expected = scipy.stats.entropy(p, q, axis=1).mean()
-    assert gkt.divergence(teacher, student).item() == pytest.approx(expected, rel=RTOL)
-    assert gkt.divergence(teacher, teacher).item() == pytest.approx(0, abs=ATOL)
-
-
-def test_divergence_per_class_is_the_scale_of_the_published_code():
-    teacher, student = logits(7, 10, seed=0), logits(7, 10, seed=1)
-    published = F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="none").mean()
-    found = gkt.divergence(teacher, student, per_class=True)
-    assert found.item() == pytest.approx(published.item(), rel=RTOL)
-    assert 10 * found.item() == pytest.approx(gkt.divergence(teacher, student).item(), rel=RTOL)
-
-
-def gradient(loss_of: Callable[[Tensor], Tensor], teacher: Tensor) -> tuple[float, Tensor]:
-    leaf = teacher.clone().requires_grad_(True)
-    loss = loss_of(leaf)
-    loss.backward()
-    return loss.item(), leaf.grad
-
-
-def test_divergence_stays_finite_where_kl_div_turns_nan():
-    teacher, student = torch.tensor([[0.0, 1.0, -300.0]]), torch.tensor([[1.0, 0.5, 0.2]])
-    _, trapped = gradient(
-        lambda t: F.kl_div(student.log_softmax(1), t.softmax(1), reduction="batchmean"), teacher
-    )
-    assert trapped.isnan().any()
-    value, found = gradient(lambda t: gkt.divergence(t, student), teacher)
-    # double precision does not underflow here, so kl_div itself is the oracle
-    expected, slope = gradient(
-        lambda t: F.kl_div(student.double().log_softmax(1), t.softmax(1), reduction="batchmean"),
-        teacher.double(),
-    )
-    assert value == pytest.approx(expected, rel=RTOL)
-    torch.testing.assert_close(found, slope.float(), rtol=RTOL, atol=ATOL)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 300.0])
-def test_entropy_is_what_scipy_computes(scale: float):
-    drawn = logits(6, 5, seed=2, scale=scale)
-    expected = scipy.stats.entropy(scipy.special.softmax(drawn.double().numpy(), 1), axis=1)
-    np.testing.assert_allclose(gkt.entropy(drawn), expected, rtol=RTOL, atol=ATOL)
-    assert gkt.entropy(torch.zeros(1, 5)).item() == pytest.approx(math.log(5), rel=RTOL)
-
-
-def plain_map(activation: Tensor) -> Tensor:
-    squared = activation.square()
-    return F.normalize(squared.mean(1).flatten(1) if activation.dim() > 2 else squared)
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 4, 2), (3, 1, 2, 2), (2, 4, 3), (3, 6)])
-def test_attention_map_and_its_gradient_are_autograds(shape: tuple[int, ...]):
-    torch.manual_seed(0)
-    activation = torch.randn(shape).relu().requires_grad_(True)
-    weights = torch.randn_like(plain_map(activation))
-    found, expected = gkt.attention_map(activation), plain_map(activation)
-    torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
-    assert found.shape == (shape[0], math.prod(shape[2:]) if len(shape) > 2 else shape[1])
-    slopes = [torch.autograd.grad((m * weights).sum(), activation)[0] for m in (found, expected)]
-    torch.testing.assert_close(*slopes, rtol=RTOL, atol=ATOL)
-
-
-def test_attention_map_passes_finite_differences():
-    torch.manual_seed(0)
-    for shape in ((2, 3, 2, 2), (3, 4)):
-        activation = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(gkt.attention_map, activation)
-
-
-def test_a_dead_layer_has_an_empty_map_and_a_finite_gradient():
-    activation = torch.zeros(2, 3, 2, 2, requires_grad=True)
-    found = gkt.attention_map(activation)
-    found.sum().backward()
-    assert found.abs().sum() == 0
-    assert activation.grad.isfinite().all()
-
-
-def test_attention_loss_sums_mean_squares_over_layers():
-    own = [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0], [3.0]])]
-    other = [torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0], [1.0]])]
-    assert gkt.attention_loss(own, other).item() == (1 + 4) / 2 + (1 + 4) / 2
-    with pytest.raises(ValueError, match="zip"):
-        gkt.attention_loss(own, other[:1])
-
-
-# ----------------------------------------------------------------------------------- the gate
-
-CERTAIN_0, CERTAIN_2 = [0.97, 0.01, 0.01, 0.01], [0.004, 0.004, 0.988, 0.004]
-EVEN, SPREAD = [0.25, 0.25, 0.25, 0.25], [0.005, 0.005, 0.45, 0.54]  # entropy 1.386, 0.745
-
-
-@pytest.mark.parametrize(
-    ("forget_classes", "threshold", "entropy_limit", "expected"),
-    [
-        ([0], 0.01, None, [False, True, False, True]),
-        ([0], 0.3, None, [False, True, True, True]),
-        ([2], 0.02, None, [True, False, False, False]),
-        ([0, 1], 0.009, None, [False, True, False, False]),  # 0.004 + 0.004, 0.005 + 0.005
-        ([1, 0], 0.011, None, [False, True, False, True]),
-        ([0], 0.01, 0.5, [False, True, False, False]),
-        ([0], 0.01, 0.8, [False, True, False, True]),
-        ([0], 1.0, 1.0, [True, True, False, True]),
-        ([3], 0.0, None, [False] * 4),
-    ],
-)
-def test_gate_passes_what_is_neither_forgotten_nor_uncertain(
-    forget_classes: list[int], threshold: float, entropy_limit: float | None, expected: list[bool]
-):
-    drawn = torch.tensor([CERTAIN_0, CERTAIN_2, EVEN, SPREAD]).log() + 7
-    found = gkt.gate(drawn, forget_classes, threshold=threshold, entropy_limit=entropy_limit)
-    assert found.tolist() == expected
-
-
-def test_gate_closes_on_what_is_no_number():
-    drawn = torch.tensor([[math.nan, 0.0, 1.0]])
-    assert gkt.gate(drawn, [0], threshold=0.5).tolist() == [False]
 
 
 # ------------------------------------------------------------------------------- when to stop
@@ -266,8 +146,8 @@ def test_the_generator_seeks_disagreement_and_the_student_agreement(
 
 def test_the_teacher_and_what_it_counts_never_change(monkeypatch: pytest.MonkeyPatch):
     teacher = tiny(monkeypatch).train()
-    before = models.unpack(models.pack(teacher))
-    run(teacher, statistics_weight=1.0, balance_weight=1.0, prior_steps=2)
+    before = checkpoints.unpack(checkpoints.pack(teacher))
+    unlearn(teacher, statistics_weight=1.0, balance_weight=1.0, prior_steps=2)
     assert states_equal(teacher, before)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -287,7 +167,7 @@ def test_a_student_step_sees_accepted_images_only(monkeypatch: pytest.MonkeyPatc
     assert again[0] is images
     assert (teacher(images).softmax(1)[:, 0] <= 0.2).all()
     torch.testing.assert_close(answers, teacher(images), rtol=RTOL, atol=ATOL)
-    with models.record_outputs(teacher, state.layers) as outputs:
+    with networks.record_outputs(teacher, state.layers) as outputs:
         teacher(images)
     for found, name in zip(maps, state.layers, strict=True):
         torch.testing.assert_close(found, plain_map(outputs[name]), rtol=RTOL, atol=ATOL)
@@ -297,7 +177,7 @@ def test_a_student_step_sees_accepted_images_only(monkeypatch: pytest.MonkeyPatc
 
 def test_a_student_without_accepted_images_does_not_change(monkeypatch: pytest.MonkeyPatch):
     state = transfer(tiny(monkeypatch), gate_threshold=0.0)
-    before = models.unpack(models.pack(state.student))
+    before = checkpoints.unpack(checkpoints.pack(state.student))
     for _ in range(2):
         state.pseudo_batch()
     weights = dict(state.student.named_parameters())
@@ -309,7 +189,7 @@ def test_a_student_without_accepted_images_does_not_change(monkeypatch: pytest.M
 
 def test_a_student_changes_on_accepted_images(monkeypatch: pytest.MonkeyPatch):
     state = transfer(tiny(monkeypatch))
-    before = models.unpack(models.pack(state.student))
+    before = checkpoints.unpack(checkpoints.pack(state.student))
     state.pseudo_batch()
     assert not torch.equal(before.first.weight, state.student.first.weight)
     assert math.isfinite(state.history[0]["loss"])
@@ -317,7 +197,7 @@ def test_a_student_changes_on_accepted_images(monkeypatch: pytest.MonkeyPatch):
 
 def test_one_accepted_image_is_no_batch(monkeypatch: pytest.MonkeyPatch):
     state = transfer(tiny(monkeypatch))
-    monkeypatch.setattr(gkt, "gate", lambda drawn, *_, **__: torch.arange(len(drawn)) == 3)
+    monkeypatch.setattr(losses, "gate", lambda drawn, *_, **__: torch.arange(len(drawn)) == 3)
     diary = events_of(state)
     state.pseudo_batch()
     assert "student step" not in diary
@@ -329,7 +209,7 @@ def test_a_loss_that_is_not_finite_raises(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         teacher.classifier.bias[0] = math.nan
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        run(teacher)
+        unlearn(teacher)
 
 
 # -------------------------------------------------------------------------------- the settings
@@ -339,10 +219,10 @@ def test_the_student_loss_is_divergence_and_weighted_attention(monkeypatch: pyte
     for weight, per_class in ((0.0, False), (250.0, True)):
         state = transfer(tiny(monkeypatch), attention_weight=weight, divergence_per_class=per_class)
         drawn = state.draw(torch.randn(8, 6))
-        copy = models.unpack(models.pack(state.student)).train()
-        with models.record_outputs(copy, ["first_act", "second_act"]) as own:
+        copy = checkpoints.unpack(checkpoints.pack(state.student)).train()
+        with networks.record_outputs(copy, ["first_act", "second_act"]) as own:
             answers = copy(drawn[0])
-        with models.record_outputs(state.teacher, ["first_act", "second_act"]) as other:
+        with networks.record_outputs(state.teacher, ["first_act", "second_act"]) as other:
             state.teacher(drawn[0])
         p, q = drawn[1].softmax(1), answers.softmax(1)
         expected = (p * (p / q).log()).sum(1).mean() / (CLASSES if per_class else 1)
@@ -366,8 +246,8 @@ def test_the_regulariser_weighs_statistics_and_balance(
     state = transfer(teacher, statistics_weight=statistics, balance_weight=balance)
     fed = [torch.rand(4, 6, 3, 3), torch.rand(4, 6, 2, 2)]
     drawn = logits(4, CLASSES, seed=0)
-    expected = balance * generators.imbalance(drawn)
-    expected += statistics * generators.statistics_distance(fed, models.batch_norms(teacher))
+    expected = balance * losses.imbalance(drawn)
+    expected += statistics * losses.statistics_distance(fed, networks.batch_norms(teacher))
     found = state.regulariser(drawn, fed if statistics else [])
     assert found.item() == pytest.approx(expected.item(), rel=RTOL)
 
@@ -377,9 +257,9 @@ def test_the_generator_descends_its_regulariser(monkeypatch: pytest.MonkeyPatch)
     z = torch.randn(32, 6)
 
     def distance() -> float:
-        with models.record_inputs(state.norms) as fed, torch.no_grad():
+        with networks.record_inputs(state.norms) as fed, torch.no_grad():
             state.teacher(state.generator(z))
-        return generators.statistics_distance(fed, state.norms).item()
+        return losses.statistics_distance(fed, state.norms).item()
 
     before = distance()
     for _ in range(5):
@@ -438,22 +318,50 @@ def test_a_cosine_falls_from_1_to_0_and_stays():
     assert found == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
 
 
-@pytest.mark.parametrize("name", ["pseudo_batches", "batch_size", "student_steps", "snapshots"])
-def test_a_run_needs_steps_and_snapshots(name: str):
-    with pytest.raises(ValueError, match=f"{name} is 0; a run needs at least 1"):
-        gkt.Settings(**{name: 0})
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pseudo_batches": 0, "snapshots": 0},
+        {"batch_size": 1},
+        {"student_steps": 0},
+        {"snapshots": 0},
+        {"snapshots": 4},
+        {"average_decay": 1.0},
+        {"gate_threshold": 1.5},
+        {"student_rate": 0.0},
+        {"schedule": "linear"},
+        {"generator_output": "tanh"},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict):
+    assert schema.build(gkt.Settings, SMALL) == gkt.Settings(**SMALL)
+    with pytest.raises(ParameterError, match=next(reversed(wrong))):
+        schema.build(gkt.Settings, SMALL | wrong)
 
 
-def test_an_unknown_schedule_is_refused(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match=r"'linear'; choose 'constant' or 'cosine'"):
-        run(tiny(monkeypatch), schedule="linear")
+def test_there_are_no_more_snapshots_than_pseudo_batches():
+    with pytest.raises(ValueError, match="snapshots=4 with pseudo_batches=3"):
+        gkt.Settings(**(SMALL | {"snapshots": 4}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, {method.attention, method.drawing}),
+        ({"attention_weight": 0.0}, {method.drawing}),
+        ({"prior_steps": 1}, {method.statistics, method.attention, method.drawing}),
+        ({"statistics_weight": 0.1, "attention_weight": 0.0}, {method.statistics, method.drawing}),
+    ],
+)
+def test_the_needs_follow_from_the_settings(changed: dict, expected: set):
+    assert set(settings_of(**changed).needs) == expected
 
 
 # --------------------------------------------------------------------- what is kept on the way
 
 
 def test_observe_reads_agreement_and_leak_off_the_images(monkeypatch: pytest.MonkeyPatch):
-    state = transfer(tiny(monkeypatch), forget_classes=[0, 3])
+    state = transfer(tiny(monkeypatch), forget=(0, 3))
     shares = torch.tensor(
         [[0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.1, 0.6], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1]]
     )
@@ -479,14 +387,6 @@ def test_observe_says_nan_where_the_teacher_sees_no_forget_class(monkeypatch: py
     assert not math.isnan(signs["agreement"])
 
 
-def test_pictures_are_stretched_one_by_one():
-    images = torch.stack([torch.tensor([[-1.0, 0.0], [1.0, 3.0]]), torch.full((2, 2), 5.0)])
-    found = gkt.to_bytes(images.unsqueeze(1))
-    assert found.dtype == torch.uint8
-    assert found[0, 0].tolist() == [[0, 64], [128, 255]]
-    assert found[1].max() == 0
-
-
 def test_a_run_keeps_snapshots_signs_and_the_model_at_the_stop(monkeypatch: pytest.MonkeyPatch):
     leaks = iter([0.0, 0.0, 0.9, 0.9, 0.9, 0.9])
     observe = gkt.Transfer.observe
@@ -495,10 +395,14 @@ def test_a_run_keeps_snapshots_signs_and_the_model_at_the_stop(monkeypatch: pyte
         "observe",
         lambda self, *args: observe(self, *args) | {"leak": next(leaks)},
     )
-    result = run(tiny(monkeypatch), pseudo_batches=6, snapshots=3, prior_steps=2)
+    outcome = unlearn(tiny(monkeypatch), pseudo_batches=6, snapshots=3, prior_steps=2)
+    result = outcome.facts
     assert [s["pseudo_batch"] for s in result["snapshots"]] == [2, 4, 6]
     assert result["stop"] == 2
-    assert result["model"] is result["snapshots"][0]["model"]
+    assert states_equal(outcome.network, checkpoints.unpack(result["snapshots"][0]["model"]))
+    assert not states_equal(outcome.network, checkpoints.unpack(result["snapshots"][1]["model"]))
+    assert torch.equal(outcome.images, result["snapshots"][0]["images"])
+    assert not outcome.network.training
     assert len(result["prior"]) == 2
     signs = {"disagreement", "loss", "agreement", "leak", "entropy", "accepted", "drawn"}
     assert set(result["history"]) == signs
@@ -521,7 +425,7 @@ def test_a_snapshot_draws_the_same_latents_without_touching_the_run(
     after = state.generator.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     images = state.generator.eval()(z).detach()
-    assert torch.equal(kept["images"], gkt.to_bytes(images))
+    assert torch.equal(kept["images"], method.pictures(images))
     assert kept["predicted"].tolist() == state.teacher(images).argmax(1).tolist()
     assert kept["pseudo_batch"] == 7
 
@@ -529,21 +433,38 @@ def test_a_snapshot_draws_the_same_latents_without_touching_the_run(
 def test_the_seed_decides_every_byte(monkeypatch: pytest.MonkeyPatch):
     settings = {"prior_steps": 1, "average_decay": 0.5, "generator_output": "sigmoid"}
     teacher = tiny(monkeypatch)
-    first = to_file(run(teacher, **settings))
-    assert first == to_file(run(teacher, **settings))
-    other = run(teacher, seed=1, **settings)
-    assert first != to_file(other)
+    first = to_file(unlearn(teacher, **settings))
+    torch.rand(3)  # the caller's random state is of no account
+    assert first == to_file(unlearn(teacher, **settings))
+    assert first != to_file(unlearn(teacher, seed=1, **settings))
 
 
-def test_the_latents_follow_the_seed_alone(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_drawn_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    drawn, plain = [], gkt.latents
+
+    def note(count: int, size: int, *, generator: torch.Generator) -> Tensor:
+        drawn.append(plain(count, size, generator=generator))
+        return drawn[-1]
+
+    monkeypatch.setattr(gkt, "latents", note)
+    teacher, found = tiny(monkeypatch), []
+    for seed, steps in ((0, 0), (0, 2), (1, 0)):
+        drawn.clear()
+        unlearn(teacher, seed=seed, prior_steps=steps)
+        found.append([z.clone() for z in drawn])
+    # neither the prior nor its length changes what the transfer and the snapshots draw
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_student_and_generator_start_from_weights_of_the_seed(monkeypatch: pytest.MonkeyPatch):
     teacher = tiny(monkeypatch)
-    options = {"forget_classes": [1], "shape": SHAPE, "settings": gkt.Settings(**SMALL)}
-    found = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(0)
-        result = gkt.transfer_knowledge(teacher, seed=seed, **options)
-        found.append(result["history"]["disagreement"])
-    assert found[0] == found[1] != found[2]
+    first, again = transfer(teacher), transfer(teacher)
+    other = gkt.set_up(teacher, Classes([0]), shape=SHAPE, settings=settings_of(), seed=6)
+    for name in ("student", "generator"):
+        assert states_equal(getattr(first, name), getattr(again, name))
+        assert not states_equal(getattr(first, name), getattr(other, name))
+    assert not states_equal(first.student, teacher)
 
 
 # ---------------------------------------------------------------------- any model, any classes
@@ -552,12 +473,11 @@ def test_the_latents_follow_the_seed_alone(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("attention_weight", [0.0, 250.0])
 def test_a_model_without_batch_norm_can_be_distilled(attention_weight: float):
     torch.manual_seed(0)
-    teacher = models.build("lenet5", width=0.5)
-    result = run(teacher, shape=(1, 28, 28), attention_weight=attention_weight)
-    student = models.unpack(result["model"])
+    teacher = architectures.build("lenet5", width=0.5)
+    student = unlearn(teacher, shape=(1, 28, 28), attention_weight=attention_weight).network
     assert student(torch.rand(2, 1, 28, 28)).isfinite().all()
     with pytest.raises(ValueError, match="LeNet5 has no BatchNorm"):
-        run(teacher, shape=(1, 28, 28), statistics_weight=1.0)
+        unlearn(teacher, shape=(1, 28, 28), statistics_weight=1.0)
 
 
 def test_attention_needs_activation_modules(monkeypatch: pytest.MonkeyPatch):
@@ -569,39 +489,22 @@ def test_attention_needs_activation_modules(monkeypatch: pytest.MonkeyPatch):
         def forward(self, images: Tensor) -> Tensor:
             return self.read(F.relu(images).mean((2, 3)))
 
-    monkeypatch.setitem(models.ARCHITECTURES, "functional", Functional)
-    teacher = models.build("functional", channels=SHAPE[0], num_classes=CLASSES)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "functional", Functional)
+    teacher = architectures.build("functional", channels=SHAPE[0], num_classes=CLASSES)
     with pytest.raises(ValueError, match=r"Functional has no activation module"):
-        run(teacher)
-    assert len(run(teacher, attention_weight=0.0)["history"]["loss"]) == 3
+        unlearn(teacher)
+    assert len(unlearn(teacher, attention_weight=0.0).facts["history"]["loss"]) == 3
 
 
 def test_a_run_of_a_sweep_forgets_several_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     original = record(tmp_path / "original.pt", taught(monkeypatch))
-    settings = SMALL | {"gate_threshold": 0.3, "batch_size": 64, "pseudo_batches": 2}
-    spec = {"original": original, "forget_classes": [2, 1], "seed": 0, "settings": settings}
-    torch.manual_seed(0)
-    result = gkt.run(spec)
-    student = models.unpack(result["model"])
+    chosen = settings_of(gate_threshold=0.3, batch_size=64, pseudo_batches=2)
+    result = methods.run(
+        original=original, method=gkt.METHOD, request=Classes([2, 1]), settings=chosen, seed=0
+    )
+    student = checkpoints.unpack(result["model"])
     assert isinstance(student, Tiny)
-    assert models.num_classes(student) == CLASSES
+    assert architectures.num_classes(student) == CLASSES
     for accepted in result["history"]["accepted"]:
         assert accepted[1] == accepted[2] == 0
     assert sum(sum(drawn[1:3]) for drawn in result["history"]["drawn"]) > 0
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"settings": {"batchsize": 8}}, TypeError, "batchsize"),
-        ({"forget_classes": [12]}, ValueError, "holds 12, not one of the classes"),
-        ({"forget_classes": [0, 1, 2, 3]}, ValueError, "every class"),
-    ],
-)
-def test_a_run_checks_what_it_is_asked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict, error: type, message: str
-):
-    original = record(tmp_path / "original.pt", tiny(monkeypatch))
-    spec = {"original": original, "forget_classes": [0], "seed": 0, "settings": SMALL} | changed
-    with pytest.raises(error, match=message):
-        gkt.run(spec)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import CLASSES, SHAPE, record, states_equal, statistics_by_hand, stripes, taught, tiny
 
-from unlearnlib.models import models
-from unlearnlib.zero_shot import mm_noise
+from unlearnlib.data.requests import Classes
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.pipeline import schema
+from unlearnlib.pipeline.parameters import ParameterError
+from unlearnlib.zero_shot import method, methods, mm_noise
 
 SMALL = {
     "per_class": 4,
@@ -30,11 +33,14 @@ def learn(model: nn.Module, *, maximise: bool, **changed) -> Tensor:
     return mm_noise.learn_noise(model, LABELS, maximise=maximise, settings=settings, **options)
 
 
-def unlearn(model: nn.Module, *, seed: int = 0, **changed) -> dict:
+def unlearn(model: nn.Module, *, seed: int = 0, **changed) -> method.Outcome:
     settings = mm_noise.Settings(**(SMALL | changed))
     shape = SHAPE if model.architecture["model"] == "tiny" else (1, 28, 28)
-    options = {"num_classes": models.num_classes(model), "shape": shape, "settings": settings}
-    return mm_noise.unlearn(model, forget_classes=[1, 3], seed=seed, **options)
+    return mm_noise.unlearn(model, Classes([1, 3]), shape=shape, settings=settings, seed=seed)
+
+
+def restored(outcome: method.Outcome) -> nn.Module:
+    return checkpoints.unpack(outcome.facts["restored"])
 
 
 def error(model: nn.Module, images: Tensor) -> float:
@@ -45,14 +51,14 @@ def error(model: nn.Module, images: Tensor) -> float:
 
 
 def test_noise_starts_as_standard_normal_pixels(monkeypatch: pytest.MonkeyPatch):
-    model = models.frozen(taught(monkeypatch))
+    model = networks.frozen(taught(monkeypatch))
     found = learn(model, maximise=True, noise_steps=0)
     assert found.shape == (len(LABELS), *SHAPE)
     assert scipy.stats.kstest(found.flatten().numpy(), "norm").pvalue > 0.01
 
 
 def test_noise_raises_or_lowers_the_loss(monkeypatch: pytest.MonkeyPatch):
-    model = models.frozen(taught(monkeypatch))
+    model = networks.frozen(taught(monkeypatch))
     start = error(model, learn(model, maximise=True, noise_steps=0))
     raised, lowered = (learn(model, maximise=maximise) for maximise in (True, False))
     assert error(model, raised) > 2 * start
@@ -61,7 +67,7 @@ def test_noise_raises_or_lowers_the_loss(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_one_step_is_adam_on_loss_and_penalty(monkeypatch: pytest.MonkeyPatch):
-    model = models.frozen(taught(monkeypatch))
+    model = networks.frozen(taught(monkeypatch))
     for maximise in (True, False):
         start = learn(model, maximise=maximise, noise_steps=0).requires_grad_(True)
         size = (start**2).flatten(1).sum(1).mean()
@@ -73,7 +79,7 @@ def test_one_step_is_adam_on_loss_and_penalty(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_only_noise_that_lowers_the_loss_follows_the_statistics(monkeypatch: pytest.MonkeyPatch):
-    model = models.frozen(taught(monkeypatch))
+    model = networks.frozen(taught(monkeypatch))
     plain, led = (learn(model, maximise=False, statistics_weight=w) for w in (0.0, 5.0))
     assert statistics_by_hand(model, led) < statistics_by_hand(model, plain) / 2
     plain, led = (learn(model, maximise=True, statistics_weight=w) for w in (0.0, 5.0))
@@ -81,7 +87,7 @@ def test_only_noise_that_lowers_the_loss_follows_the_statistics(monkeypatch: pyt
 
 
 def test_a_loss_that_is_not_finite_raises(monkeypatch: pytest.MonkeyPatch):
-    model = models.frozen(tiny(monkeypatch))
+    model = networks.frozen(tiny(monkeypatch))
     model.classifier.bias[0] = math.nan
     for maximise in (True, False):
         with pytest.raises(FloatingPointError, match="the loss is nan"):
@@ -99,38 +105,39 @@ def test_fine_tuning_learns_its_images(monkeypatch: pytest.MonkeyPatch):
     model, (images, labels) = tiny(monkeypatch), stripes(32)
     before = F.cross_entropy(model.train()(images), labels).item()
     options = {"steps": 30, "rate": 0.02, "settings": mm_noise.Settings(batch_size=16)}
-    models.frozen(model)
+    networks.frozen(model)
     mm_noise.tune(model, images, labels, generator=torch.Generator(), **options)
     assert F.cross_entropy(model.train()(images), labels).item() < before / 2
 
 
 def test_frozen_statistics_do_not_drift_and_are_used(monkeypatch: pytest.MonkeyPatch):
     frozen = unlearn(tiny(monkeypatch), freeze_statistics=True)
-    assert frozen["drift"] == [0.0, 0.0]
-    assert states_equal(frozen["model"], frozen["restored"])
+    assert frozen.facts["drift"] == [0.0, 0.0]
+    assert states_equal(frozen.network, restored(frozen))
     free = unlearn(tiny(monkeypatch))
-    assert min(free["drift"]) > 0
-    assert not torch.equal(frozen["model"].first.weight, free["model"].first.weight)
+    assert min(free.facts["drift"]) > 0
+    assert not torch.equal(frozen.network.first.weight, free.network.first.weight)
 
 
 def test_drift_is_the_norm_of_what_the_running_means_moved(monkeypatch: pytest.MonkeyPatch):
     result, model = unlearn(tiny(monkeypatch)), tiny(monkeypatch)
-    for drift, name in zip(result["drift"], ("second_norm", "first_norm"), strict=True):
-        moved = getattr(result["model"], name).running_mean - getattr(model, name).running_mean
+    names = ("second_norm", "first_norm")
+    for drift, name in zip(result.facts["drift"], names, strict=True):
+        moved = getattr(result.network, name).running_mean - getattr(model, name).running_mean
         assert drift == pytest.approx(math.sqrt((moved**2).sum().item()), rel=RTOL)
 
 
 def test_statistics_are_restored_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
     original, model = tiny(monkeypatch), tiny(monkeypatch, seed=1)
-    before = [models.unpack(models.pack(network)) for network in (original, model)]
-    restored = mm_noise.restore_statistics(model, original)
+    before = [checkpoints.unpack(checkpoints.pack(network)) for network in (original, model)]
+    mended = mm_noise.restore_statistics(model, original)
     for name in ("first_norm", "second_norm"):
-        found, source = getattr(restored, name), getattr(original, name)
+        found, source = getattr(mended, name), getattr(original, name)
         assert torch.equal(found.running_mean, source.running_mean)
         assert torch.equal(found.running_var, source.running_var)
-    weights = dict(restored.named_parameters())
+    weights = dict(mended.named_parameters())
     assert all(torch.equal(weights[name], value) for name, value in model.named_parameters())
-    assert not torch.equal(restored.first_norm.running_mean, model.first_norm.running_mean)
+    assert not torch.equal(mended.first_norm.running_mean, model.first_norm.running_mean)
     assert all(states_equal(*pair) for pair in zip(before, (original, model), strict=True))
 
 
@@ -139,11 +146,11 @@ def test_statistics_are_restored_and_nothing_else(monkeypatch: pytest.MonkeyPatc
 
 def test_the_model_that_is_given_does_not_change(monkeypatch: pytest.MonkeyPatch):
     model = tiny(monkeypatch)
-    before = models.unpack(models.pack(model))
+    before = checkpoints.unpack(checkpoints.pack(model))
     result = unlearn(model)
     assert states_equal(model, before)
-    assert not torch.equal(result["model"].first.weight, model.first.weight)
-    assert not result["model"].training
+    assert not torch.equal(result.network.first.weight, model.first.weight)
+    assert not result.network.training
 
 
 def test_noise_is_learnt_by_class_and_the_repair_sees_retain_classes_only(
@@ -171,62 +178,68 @@ def test_noise_is_learnt_by_class_and_the_repair_sees_retain_classes_only(
     assert [entry[2:] for entry in tuned] == [(4, 0.01), (3, 0.002)]
     assert torch.equal(tuned[1][1], learnt[1][2])
     assert torch.equal(tuned[0][1][4:8], learnt[0][2][:4])
-    assert result["noise_labels"].tolist() == both
-    assert torch.equal(result["noise"], tuned[0][1])
+    assert result.facts["image_labels"].tolist() == both
+    assert torch.equal(result.images, method.pictures(tuned[0][1]))
 
 
 def test_few_pictures_of_each_class_are_kept(monkeypatch: pytest.MonkeyPatch):
     result = unlearn(tiny(monkeypatch), per_class=12)
-    assert result["noise_labels"].bincount().tolist() == [4] * CLASSES
-    assert result["noise"].shape == (16, *SHAPE)
+    assert result.facts["image_labels"].bincount().tolist() == [4] * CLASSES
+    assert result.images.shape == (16, *SHAPE)
+    assert result.images.dtype == torch.uint8
 
 
 def test_the_seed_decides_the_model(monkeypatch: pytest.MonkeyPatch):
     model = tiny(monkeypatch)
     first, again, other = (unlearn(model, seed=seed) for seed in (0, 0, 1))
-    assert states_equal(first["model"], again["model"])
-    assert torch.equal(first["noise"], again["noise"])
-    assert not states_equal(first["model"], other["model"])
+    assert states_equal(first.network, again.network)
+    assert torch.equal(first.images, again.images)
+    assert not states_equal(first.network, other.network)
 
 
 def test_a_model_without_batch_norm_has_nothing_to_drift():
     torch.manual_seed(0)
-    model = models.build("lenet5", width=0.5)
+    model = architectures.build("lenet5", width=0.5)
     result = unlearn(model)
-    assert result["drift"] == []
-    assert states_equal(result["model"], result["restored"])
-    assert not states_equal(result["model"], model)
-    assert result["noise"].shape == (40, 1, 28, 28)
+    assert result.facts["drift"] == []
+    assert states_equal(result.network, restored(result))
+    assert not states_equal(result.network, model)
+    assert result.images.shape == (40, 1, 28, 28)
 
 
 @pytest.mark.parametrize("settings", [{"statistics_weight": 1.0}, {"freeze_statistics": True}])
 def test_remedies_that_need_batch_norm_say_so(settings: dict):
     with pytest.raises(ValueError, match="LeNet5 has no BatchNorm"):
-        unlearn(models.build("lenet5", width=0.5), **settings)
+        unlearn(architectures.build("lenet5", width=0.5), **settings)
 
 
 def test_a_run_of_a_sweep_packs_both_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     model = tiny(monkeypatch)
     original = record(tmp_path / "original.pt", model)
-    spec = {"original": original, "forget_classes": [1, 3], "seed": 0, "settings": SMALL}
-    found, expected = mm_noise.run(spec), unlearn(model)
-    for name in ("model", "restored"):
-        assert states_equal(models.unpack(found[name]), expected[name])
-    assert found["drift"] == expected["drift"]
+    found, expected = (
+        methods.run(
+            original=original, method=mm_noise.METHOD, request=Classes([3, 1]),
+            settings=mm_noise.Settings(**SMALL), seed=0,
+        ),
+        unlearn(model),
+    )  # fmt: skip
+    assert states_equal(checkpoints.unpack(found["model"]), expected.network)
+    assert states_equal(checkpoints.unpack(found["restored"]), restored(expected))
+    assert found["drift"] == expected.facts["drift"]
+    assert torch.equal(found["images"], expected.images)
 
 
 @pytest.mark.parametrize(
-    ("changed", "kind", "message"),
-    [
-        ({"settings": {"noisesteps": 8}}, TypeError, "noisesteps"),
-        ({"forget_classes": [12]}, ValueError, "holds 12, not one of the classes"),
-        ({"forget_classes": [0, 1, 2, 3]}, ValueError, "every class"),
-    ],
+    "wrong",
+    [{"per_class": 0}, {"steps": 0}, {"noise_steps": -1}, {"rate": 0.0}, {"penalty": -0.1}],
 )
-def test_a_run_checks_what_it_is_asked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict, kind: type, message: str
-):
-    original = record(tmp_path / "original.pt", tiny(monkeypatch))
-    spec = {"original": original, "forget_classes": [0], "seed": 0, "settings": SMALL} | changed
-    with pytest.raises(kind, match=message):
-        mm_noise.run(spec)
+def test_settings_that_cannot_be_are_refused(wrong: dict):
+    assert schema.build(mm_noise.Settings, SMALL) == mm_noise.Settings(**SMALL)
+    with pytest.raises(ParameterError, match=next(iter(wrong))):
+        schema.build(mm_noise.Settings, SMALL | wrong)
+
+
+def test_only_what_mends_the_method_needs_statistics():
+    assert mm_noise.Settings(**SMALL).needs == ()
+    for changed in ({"statistics_weight": 0.1}, {"freeze_statistics": True}):
+        assert mm_noise.Settings(**(SMALL | changed)).needs == (method.statistics,)

@@ -6,61 +6,104 @@ are asked for, so the student never sees the forget classes. A run reads the tea
 else.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models import models
-from unlearnlib.models.loops import batches, finite, one_cycle, shift
+from unlearnlib.data.requests import Classes
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.models.loops import batches, descend, finite, one_cycle, shift
+from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline.progress import track
-from unlearnlib.zero_shot.generators import Generator, latents, statistics_distance, train_prior
-from unlearnlib.zero_shot.gkt import divergence, gate
+from unlearnlib.zero_shot import losses, method
+from unlearnlib.zero_shot.generators import Generator, latents, train_prior
+from unlearnlib.zero_shot.method import Need, Outcome, Shape, ZeroShot
+
+SHOWN = 100  # images that an outcome keeps
+EARLIER = "synthesis in earlier runs"  # timing of what a student's images took, in other records
 
 
 @dataclass(frozen=True)
-class Synthesis:
-    """Hyper-parameters of drawing the images."""
+class Synthesis(method.Settings):
+    """Hyper-parameters of drawing the images.
 
-    per_class: int = 6000
-    batch_size: int = 250  # images optimised together
-    steps: int = 200
-    rate: float = 0.05
-    statistics_weight: float = 1.0  # α_bn
-    variation_weight: float = 1e-3  # α_tv
-    norm_weight: float = 1e-4  # α_2
-    jitter: int = 2  # pixels
-    prior_steps: int = 0  # > 0 starts from a generator trained by `generators.train_prior`
-    prior_rate: float = 5e-3
-    prior_batch: int = 128
-    latent_size: int = 128
-    generator_channels: int = 64
+    Attributes:
+        per_class: images of each class.
+        batch_size: images optimised together.
+        steps: of Adam on the images.
+        rate: of Adam at the start of a cosine.
+        statistics_weight: α_bn.
+        variation_weight: α_tv.
+        norm_weight: α_2.
+        jitter: largest shift of a batch, in pixels.
+        prior_steps: of `generators.train_prior`; above 0 the images start from its draws.
+        prior_rate: of Adam there.
+        prior_batch: latents a step there.
+        latent_size: of that generator.
+        generator_channels: of that generator.
+    """
+
+    per_class: Annotated[int, Ge(1)] = 6000
+    batch_size: Annotated[int, Ge(1)] = 250
+    steps: Annotated[int, Ge(1)] = 200
+    rate: Annotated[float, Gt(0)] = 0.05
+    statistics_weight: Annotated[float, Ge(0)] = 1.0
+    variation_weight: Annotated[float, Ge(0)] = 1e-3
+    norm_weight: Annotated[float, Ge(0)] = 1e-4
+    jitter: Annotated[int, Ge(0)] = 2
+    prior_steps: Annotated[int, Ge(0)] = 0
+    prior_rate: Annotated[float, Gt(0)] = 5e-3
+    prior_batch: Annotated[int, Ge(2)] = 128
+    latent_size: Annotated[int, Ge(1)] = 128
+    generator_channels: Annotated[int, Ge(2)] = 64
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """BatchNorm statistics, and sides that can be drawn where there is a prior."""
+        reads_statistics = bool(self.prior_steps or self.statistics_weight)
+        asked = {method.statistics: reads_statistics, method.drawing: self.prior_steps > 0}
+        return tuple(need for need, wanted in asked.items() if wanted)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Hyper-parameters of distilling a student on the images."""
+    """Hyper-parameters of distilling a student on the images.
 
-    per_class: int = 6000  # images used, the first of each class
-    steps: int = 2500
-    batch_size: int = 128
-    rate: float = 5e-3  # peak of the one-cycle schedule
-    jitter: int = 2  # pixels
-    gate_threshold: float = 0.01  # the teacher gives C_f at most this probability
+    Attributes:
+        steps: of AdamW.
+        batch_size: images a step, of which the gate takes some away.
+        rate: peak of the one-cycle schedule.
+        jitter: largest shift of a batch, in pixels.
+        gate_threshold: the teacher gives C_f at most this probability.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("per_class", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; distillation needs at least 1")
+    steps: Annotated[int, Ge(1)] = 2500
+    batch_size: Annotated[int, Ge(2)] = 128
+    rate: Annotated[float, Gt(0)] = 5e-3
+    jitter: Annotated[int, Ge(0)] = 2
+    gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.01
 
 
-def total_variation(images: Tensor) -> Tensor:
-    """Compute the mean over images of the summed squared differences of neighbouring pixels."""
-    down = (images[..., 1:, :] - images[..., :-1, :]).square().sum((1, 2, 3))
-    across = (images[..., 1:] - images[..., :-1]).square().sum((1, 2, 3))
-    return (down + across).mean()
+@dataclass(frozen=True)
+class Settings(method.Settings):
+    """Hyper-parameters of the method: how the images are drawn, and what is done with them."""
+
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    distillation: Distillation = field(default_factory=Distillation)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Those of the synthesis."""
+        return self.synthesis.needs
+
+
+# --------------------------------------------------------------------------------- the images
 
 
 def inversion_loss(
@@ -70,11 +113,11 @@ def inversion_loss(
 
     Means over the batch; equation 2 to 4 of the paper, with norms that are not squared.
     """
-    norms = models.batch_norms(teacher) if settings.statistics_weight else []
-    with models.record_inputs(norms) as fed:
+    norms = networks.batch_norms(teacher) if settings.statistics_weight else []
+    with networks.record_inputs(norms) as fed:
         loss = F.cross_entropy(teacher(images), labels)
-    loss = loss + settings.statistics_weight * statistics_distance(fed, norms)
-    loss = loss + settings.variation_weight * total_variation(images)
+    loss = loss + settings.statistics_weight * losses.statistics_distance(fed, norms)
+    loss = loss + settings.variation_weight * losses.total_variation(images)
     return loss + settings.norm_weight * images.square().sum((1, 2, 3)).mean()
 
 
@@ -115,31 +158,41 @@ def optimise(
 def starts(
     teacher: nn.Module,
     *,
-    retain_classes: list[int],
-    shape: tuple[int, int, int],
+    classes: Sequence[int],
+    shape: Shape,
     count: int,
     settings: Synthesis,
-    generator: torch.Generator,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Make balanced starting images ``[count, C, H, W]`` and the labels they are to become.
 
     Without prior steps they are dark noise. With them they are draws of a generator that was
     trained on the teacher's statistics, labelled as the teacher sees them.
     """
-    labels = torch.tensor(retain_classes).repeat(-(-count // len(retain_classes)))[:count]
+    labels = torch.tensor(list(classes)).repeat(-(-count // len(classes)))[:count]
+    generator = seeds.stream(seed, "starting images")
     if not settings.prior_steps:
         return 0.3 * torch.rand((count, *shape), generator=generator), labels
-    network = Generator(settings.latent_size, settings.generator_channels, shape, output="sigmoid")
-    network.to(models.device()).train()
+    network = prior_of(teacher, shape=shape, settings=settings, seed=seed)
+    return pick(teacher, network, labels, generator=generator), labels
+
+
+def prior_of(teacher: nn.Module, *, shape: Shape, settings: Synthesis, seed: int) -> Generator:
+    """Train a fresh generator of pixels in [0, 1] on the teacher's statistics."""
+    with method.drawn_by(seed, "first weights of the generator"):
+        network = Generator(
+            settings.latent_size, settings.generator_channels, shape, output="sigmoid"
+        )
+    network.to(networks.device()).train()
     train_prior(
         teacher,
         network,
         steps=settings.prior_steps,
         rate=settings.prior_rate,
         batch_size=settings.prior_batch,
-        generator=generator,
+        generator=seeds.stream(seed, "latents of the prior"),
     )
-    return pick(teacher, network, labels, generator=generator), labels
+    return network
 
 
 @torch.no_grad()
@@ -164,52 +217,44 @@ def pick(
 
 
 def synthesise(
-    teacher: nn.Module,
-    *,
-    forget_classes: list[int],
-    num_classes: int,
-    shape: tuple[int, int, int],
-    settings: Synthesis,
-    seed: int,
+    teacher: nn.Module, classes: Sequence[int], *, shape: Shape, settings: Synthesis, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw `per_class` images of each retain class from the teacher.
+    """Draw `per_class` images of each of some classes from the teacher.
+
+    Args:
+        teacher: maps images to logits; frozen.
+        classes: class numbers to draw.
+        shape: ``(C, H, W)`` of an image.
+        settings: hyper-parameters.
+        seed: of all that is drawn.
 
     Returns:
         images ``[N, C, H, W]`` as bytes (0 ... 255) and the labels ``[N]`` they were drawn for,
         in an order in which every prefix is balanced.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+        ValueError: a teacher that does not meet the needs of the settings.
     """
-    teacher, generator = models.frozen(teacher), torch.Generator().manual_seed(seed)
-    retain = [k for k in range(num_classes) if k not in forget_classes]
-    count = settings.per_class * len(retain)
-    options = {"shape": shape, "settings": settings, "generator": generator}
-    images, labels = starts(teacher, retain_classes=retain, count=count, **options)
-    chunks = list(
-        zip(
-            images.split(settings.batch_size),
-            labels.split(settings.batch_size),
-            strict=True,
-        )
-    )
+    networks.frozen(teacher)
+    images, labels = starts(
+        teacher, classes=classes, shape=shape, count=settings.per_class * len(classes),
+        settings=settings, seed=seed,
+    )  # fmt: skip
+    generator, place = seeds.stream(seed, "jitter of the images"), networks.device()
+    parts = (images.split(settings.batch_size), labels.split(settings.batch_size))
     done = [
-        optimise(
-            teacher,
-            x.to(models.device()),
-            y.to(models.device()),
-            settings=settings,
-            generator=generator,
-        ).cpu()
-        for x, y in track(chunks, "inversion batches")
+        optimise(teacher, x.to(place), y.to(place), settings=settings, generator=generator).cpu()
+        for x, y in track(list(zip(*parts, strict=True)), "inversion batches")
     ]
     return (torch.cat(done) * 255).round().to(torch.uint8), labels
 
 
+# ----------------------------------------------------------------------------------- the student
+
+
 def distil(
-    teacher: nn.Module,
-    images: Tensor,
-    *,
-    forget_classes: list[int],
-    settings: Distillation,
-    seed: int,
+    teacher: nn.Module, images: Tensor, request: Classes, *, settings: Distillation, seed: int
 ) -> tuple[nn.Module, list[float]]:
     """Distil the teacher into a fresh student on synthetic images ``[N, C, H, W]`` of bytes.
 
@@ -217,109 +262,156 @@ def distil(
     the forget classes are gated out, since they are what leaks. A batch that leaves fewer than two
     images is skipped.
 
+    Args:
+        teacher: maps images to logits; frozen.
+        images: bytes.
+        request: the forget classes.
+        settings: hyper-parameters.
+        seed: of the student's first weights, the order of the images and their shifts.
+
     Returns:
-        the student and its loss before each step that was taken.
+        the student, in evaluation mode, and its loss before each step that was taken.
 
     Raises:
         ValueError: no batch left two images.
         FloatingPointError: a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    teacher, student = (
-        models.frozen(teacher),
-        models.fresh_like(teacher).to(models.device()).train(),
-    )
+    networks.frozen(teacher)
+    with method.drawn_by(seed, "first weights of the student"):
+        student = architectures.fresh_like(teacher).to(networks.device()).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, weight_decay=1e-2)
-    schedule = one_cycle(optimizer, settings.rate, steps=settings.steps)
-    order = batches(
-        len(images),
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        generator=generator,
-    )
-    losses = []
-    for index in track(list(order), "distillation"):
-        x = shift(images[index].float() / 255, pixels=settings.jitter, generator=generator).to(
-            models.device()
-        )
-        with torch.no_grad():
-            logits = teacher(x)
-        passes = gate(logits, forget_classes, threshold=settings.gate_threshold)
+    generator = seeds.stream(seed, "order of the images")
+
+    def loss_of(index: Tensor) -> Tensor | None:
+        x = shift(images[index].float() / 255, pixels=settings.jitter, generator=generator)
+        logits = answers(teacher, x := x.to(networks.device()))
+        passes = losses.gate(logits, request, threshold=settings.gate_threshold)
         if passes.sum() < 2:  # BatchNorm needs two
-            continue
-        loss = divergence(logits[passes], student(x[passes]))
-        losses.append(finite(loss))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    if not losses:
+            return None
+        return losses.divergence(logits[passes], student(x[passes]))
+
+    size, steps = settings.batch_size, settings.steps
+    order = batches(len(images), batch_size=size, steps=steps, generator=generator)
+    schedule = one_cycle(optimizer, settings.rate, steps=steps)
+    taken = descend(optimizer, order, loss_of, schedule=schedule, label="distillation")
+    if not taken:
         raise ValueError(
-            f"no batch with two images of which the teacher gives at most {settings.gate_threshold} "
-            f"to the forget classes {list(forget_classes)}, so there is nothing to distil from; "
+            "no batch with two images of which the teacher gives at most "
+            f"{settings.gate_threshold} to the forget classes {list(request.classes)}, so there is nothing to distil from; "
             "synthesise more images, with more steps, or raise gate_threshold"
         )
-    return student, losses
+    return student.eval(), taken
 
 
-def run_synthesis(spec: dict[str, Any]) -> dict[str, Any]:
-    """Draw the images of one sweep entry.
+@torch.no_grad()
+def answers(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Compute the logits ``[N, K]`` of a teacher, without a graph."""
+    return teacher(images)
+
+
+def unlearn(
+    model: nn.Module, request: Classes, *, shape: Shape, settings: Settings, seed: int
+) -> Outcome:
+    """Unlearn classes by distilling a fresh student on images of the classes that stay.
 
     Args:
-        spec: ``original`` (file of the teacher), ``forget_classes``, ``seed``, ``settings``
-            (keywords of `Synthesis`).
+        model: maps images to logits; stays as it is, but for being frozen.
+        request: the classes to forget.
+        shape: ``(C, H, W)`` of an image.
+        settings: hyper-parameters.
+        seed: of the images and the student.
+
+    Returns:
+        the student and the first images, with ``image_labels`` of these and ``losses`` by step.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+        ValueError: a model that does not meet the needs of the settings, or images that it gives to
+            the forget classes.
+    """
+    stays = request.retained(architectures.num_classes(model))
+    with clock.timed("synthesis"):
+        images, labels = synthesise(
+            model, stays, shape=shape, settings=settings.synthesis, seed=seed
+        )
+    student, taken = distil(model, images, request, settings=settings.distillation, seed=seed)
+    return Outcome(student, images[:SHOWN], {"image_labels": labels[:SHOWN], "losses": taken})
+
+
+METHOD = ZeroShot("deep_inversion", "DeepInversion", settings=Settings, unlearn=unlearn)
+
+# --------------------------------------------- runs of a study of how many images a student needs
+
+
+def run_synthesis(
+    *, original: Path, request: Classes, settings: Synthesis, seed: int, part: int = 0
+) -> dict[str, Any]:
+    """Draw images of the classes that stay, once for several students.
+
+    Args:
+        original: file of the teacher.
+        request: the forget classes.
+        settings: hyper-parameters.
+        seed: of the original model.
+        part: of the images of that seed, each with its own generator.
 
     Returns:
         ``images`` ``[N, C, H, W]`` bytes and ``labels`` ``[N]``.
     """
-    teacher, shape = models.load_teacher(spec["original"], spec["forget_classes"])
-    images, labels = synthesise(
-        teacher,
-        forget_classes=spec["forget_classes"],
-        num_classes=models.num_classes(teacher),
-        shape=shape,
-        settings=Synthesis(**spec["settings"]),
-        seed=spec["seed"],
-    )
+    teacher, shape = checkpoints.load_teacher(original, request)
+    stays = request.retained(architectures.num_classes(teacher))
+    own = seeds.derive(seed, "part", part)
+    images, labels = synthesise(teacher, stays, shape=shape, settings=settings, seed=own)
     return {"images": images, "labels": labels}
 
 
-def run_distillation(spec: dict[str, Any]) -> dict[str, Any]:
-    """Distil a student on the first images of a class.
+def run_distillation(
+    *,
+    original: Path,
+    images: list[Path],
+    request: Classes,
+    per_class: int,
+    settings: Distillation,
+    seed: int,
+) -> dict[str, Any]:
+    """Distil a student on the first images of each class.
+
+    The students' share of what `run_synthesis` took lands in the timing `EARLIER`, beside the
+    seconds of the run itself.
 
     Args:
-        spec: ``original``, ``forget_classes`` and ``seed`` as in `run_synthesis`; ``settings``
-            (keywords of `Distillation`); ``parts``, the number of files with synthetic images,
-            named ``images_0``, ``images_1``, ...
-
-    Raises:
-        ValueError: the files hold fewer images of a class than ``settings`` ask for.
+        original: file of the teacher.
+        images: files of `run_synthesis`.
+        request: the forget classes.
+        per_class: images of each class to distil on.
+        settings: hyper-parameters.
+        seed: of the student.
 
     Returns:
-        ``model``, the packed student; ``losses``, the number of ``images`` and their share of the
-        ``synthesis_seconds``.
+        ``model``, the packed student; ``losses`` by step and the number of ``images``.
+
+    Raises:
+        ValueError: the files hold fewer images of a class.
     """
-    teacher, _ = models.load_teacher(spec["original"], spec["forget_classes"])
-    settings = Distillation(**spec["settings"])
-    parts = [models.load_record(spec[f"images_{i}"]) for i in range(spec["parts"])]
-    images = torch.cat([part["result"]["images"] for part in parts])
-    labels = torch.cat([part["result"]["labels"] for part in parts])
-    fewest = min((labels == k).sum().item() for k in labels.unique())
-    if fewest < settings.per_class:
+    teacher, _ = checkpoints.load_teacher(original, request)
+    chosen, total = first_of_each(images, per_class)
+    clock.add(EARLIER, sum(records.seconds(path) for path in images) * len(chosen) / total)
+    student, taken = distil(teacher, chosen, request, settings=settings, seed=seed)
+    return {"model": checkpoints.pack(student), "losses": taken, "images": len(chosen)}
+
+
+def first_of_each(files: list[Path], per_class: int) -> tuple[Tensor, int]:
+    """Read the first images of each class ``[N, C, H, W]``, and how many all files hold.
+
+    Raises:
+        ValueError: they hold fewer images of a class.
+    """
+    parts = [records.result(path) for path in files]
+    images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))
+    places = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
+    fewest = min(len(found) for found in places)
+    if not 1 <= per_class <= fewest:
         raise ValueError(
-            f"per_class is {settings.per_class}, but only {fewest} images of a class were drawn"
+            f"per_class is {per_class}, but only {fewest} images of a class were drawn"
         )
-    first = torch.cat([(labels == k).nonzero()[: settings.per_class, 0] for k in labels.unique()])
-    student, losses = distil(
-        teacher,
-        images[first],
-        forget_classes=spec["forget_classes"],
-        settings=settings,
-        seed=spec["seed"],
-    )
-    return {
-        "model": models.pack(student),
-        "losses": losses,
-        "images": len(first),
-        "synthesis_seconds": sum(p["seconds"] for p in parts) * len(first) / len(images),
-    }
+    return images[torch.cat([found[:per_class] for found in places])], len(images)

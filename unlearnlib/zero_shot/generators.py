@@ -5,14 +5,18 @@ addition of this study: it reads the teacher's BatchNorm running statistics, as 
 (arXiv 1912.08795), so it needs no data.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models import models
+from unlearnlib.models import networks
 from unlearnlib.models.loops import finite
 from unlearnlib.pipeline.progress import track
+from unlearnlib.zero_shot import losses
 
+Output = Literal["standardised", "sigmoid"]
 CLIP_NORM = 5.0  # of the gradient, as published
 
 
@@ -28,7 +32,7 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, latent_size: int, channels: int, shape: tuple[int, int, int], *, output: str
+        self, latent_size: int, channels: int, shape: tuple[int, int, int], *, output: Output
     ) -> None:
         super().__init__()
         self.latent_size = latent_size
@@ -64,36 +68,12 @@ class Generator(nn.Module):
         return self.layers(latents)
 
 
-def statistics_distance(inputs: list[Tensor], layers: list[nn.Module]) -> Tensor:
-    """Measure how far batch statistics lie from running ones, summed over BatchNorm layers.
-
-    Σ_l ‖μ_l(x) − μ̂_l‖₂ + ‖σ²_l(x) − σ̂²_l‖₂ (DeepInversion, arXiv 1912.08795, equation 4).
-
-    Args:
-        inputs: what each layer was fed, ``[N, C, ...]``, in the order of `layers`.
-        layers: BatchNorm layers with running statistics.
-    """
-    total = torch.zeros(())
-    for x, layer in zip(inputs, layers, strict=True):
-        dims = [d for d in range(x.dim()) if d != 1]
-        variance, mean = torch.var_mean(x, dims, correction=0)
-        total = total.to(x.device) + torch.linalg.vector_norm(mean - layer.running_mean)
-        total = total + torch.linalg.vector_norm(variance - layer.running_var)
-    return total
-
-
-def imbalance(logits: Tensor) -> Tensor:
-    """Compute the negative entropy in nats of the batch-mean prediction: least when classes balance."""
-    mean = logits.softmax(1).mean(0)
-    return (mean * mean.clamp_min(1e-12).log()).sum()
-
-
 def latents(count: int, size: int, *, generator: torch.Generator) -> Tensor:
     """Draw standard normal latents ``[count, size]``, on the device of the run."""
-    return torch.randn((count, size), generator=generator).to(models.device())
+    return torch.randn((count, size), generator=generator).to(networks.device())
 
 
-def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+def clipped_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
     """Take one step of gradient descent with a clipped gradient; return the loss before it.
 
     Raises:
@@ -118,8 +98,8 @@ def train_prior(
 ) -> list[float]:
     """Train a generator in place on what the teacher remembers of its data.
 
-    Minimises the `statistics_distance` of the teacher's BatchNorm layers, the cross-entropy of its
-    prediction to its own most likely class, and twice `imbalance`.
+    Minimises the `losses.statistics_distance` of the teacher's BatchNorm layers, the cross-entropy
+    of its prediction to its own most likely class, and twice `losses.imbalance`.
 
     Args:
         teacher: in evaluation mode, with BatchNorm running statistics unless `steps` is 0.
@@ -130,14 +110,14 @@ def train_prior(
     Returns:
         the loss before each step.
     """
-    norms = models.batch_norms(teacher) if steps else []
+    norms = networks.batch_norms(teacher) if steps else []
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    losses = []
+    found = []
     for _ in track(range(steps), "generator prior"):
         z = latents(batch_size, network.latent_size, generator=generator)
-        with models.record_inputs(norms) as fed:
+        with networks.record_inputs(norms) as fed:
             logits = teacher(network(z))
         certain = F.cross_entropy(logits, logits.argmax(1))
-        loss = statistics_distance(fed, norms) + certain + 2 * imbalance(logits)
-        losses.append(descend(network, optimizer, loss))
-    return losses
+        loss = losses.statistics_distance(fed, norms) + certain + 2 * losses.imbalance(logits)
+        found.append(clipped_step(network, optimizer, loss))
+    return found
