@@ -6,7 +6,7 @@ import pytest
 
 from unlearnlib.groups import agreement
 
-ESTIMATORS = ("first_order", "newton", "second_order", "second_order_third")
+ESTIMATORS = ("first_order", "newton", "second_order", "second_order_cubic")
 
 
 def control(**factors: float) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def test_pairs_that_cannot_be_compared_are_refused(predicted, actual, message):
 
 
 def test_every_mark_holds_where_the_order_of_errors_is_right():
-    found = agreement.marks(control(first_order=0.7, second_order=0.9, second_order_third=0.95))
+    found = agreement.marks(control(first_order=0.7, second_order=0.9, second_order_cubic=0.95))
     assert found["holds"].all()
     assert set(found["quantity"]) == set(agreement.QUANTITIES.values())
     assert (found[found["mark"].str.startswith("newton")]["groups"] == 4).all()

@@ -10,9 +10,10 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from unlearnlib.groups import coherence
+from unlearnlib.groups.coherence import Settings
 from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.solvers import Dense
-from unlearnlib.models import models
+from unlearnlib.models import architectures
 
 
 def rows(count: int = 30, size: int = 6, *, seed: int = 0) -> torch.Tensor:
@@ -175,22 +176,26 @@ def test_what_cannot_be_compared_is_refused(call, message: str):
 # ------------------------------------------------------------------------------------------ run
 
 
+SETTINGS = {"pools": ((12, 3), (18, 7)), "curvature_items": 40, "repeats": 20, "pairs": 50}
+
+
 @pytest.fixture
-def spec(tmp_path: Path) -> dict:
+def arguments(tmp_path: Path) -> dict:
+    """All that a run asks for."""
     torch.manual_seed(0)
-    compact, vit = (
-        toys.record(tmp_path / f"{name}.pt", models.build(name, width=0.25))
+    spaces = {
+        name: toys.record(tmp_path / f"{name}.pt", architectures.build(name, width=0.25))
         for name in ("compact", "vit")
-    )
+    }
     return {
-        "data": toys.lines(tmp_path / "mnist.npz"), "compact": compact, "vit": vit,
-        "label": 3, "seed": 0, "l2": 0.01, "damping": 0.01, "curvature_items": 40,
-        "pools": [[12, 3], [18, 7]], "repeats": 20, "pairs": 50,
+        "data": toys.lines(tmp_path / "dataset.npz"), "original": spaces["compact"],
+        "spaces": spaces, "label": 3, "seed": 0, "l2": 0.01, "damping": 0.01,
+        "settings": Settings(**SETTINGS),
     }  # fmt: skip
 
 
-def test_a_run_has_a_row_for_each_pool_space_metric_and_gradient(spec: dict):
-    result = coherence.run(spec)
+def test_a_run_has_a_row_for_each_pool_space_metric_and_gradient(arguments: dict):
+    result = coherence.run(**arguments)
     keys = {
         (row["items"], row["neighbours"], row["space"], row["metric"], row["gradient"])
         for row in result["rows"]
@@ -204,8 +209,8 @@ def test_a_run_has_a_row_for_each_pool_space_metric_and_gradient(spec: dict):
     assert result["norms"]["item"].shape == result["losses"].shape == (18,)
 
 
-def test_a_run_compares_the_ends_of_the_largest_pool(spec: dict):
-    result = coherence.run(spec)
+def test_a_run_compares_the_ends_of_the_largest_pool(arguments: dict):
+    result = coherence.run(**arguments)
     row = next(row for row in result["rows"] if row["items"] == 18 and row["gradient"] == "loss")
     order = result["distances"][f"{row['space']}-{row['metric']}"].argsort()
     norms = result["norms"]["loss"]
@@ -213,10 +218,23 @@ def test_a_run_compares_the_ends_of_the_largest_pool(spec: dict):
     assert row["delta"] == pytest.approx(expected["delta"])
 
 
-@pytest.mark.parametrize(
-    ("pools", "message"),
-    [([[18, 11]], "nearest and farthest would overlap"), ([[21, 5]], "size=21 of 20 items")],
-)
-def test_a_run_refuses_pools_that_do_not_fit(spec: dict, pools: list, message: str):
-    with pytest.raises(ValueError, match=message):
-        coherence.run(spec | {"pools": pools})
+def test_a_smaller_pool_is_measured_as_if_it_were_drawn_alone(arguments: dict):
+    alone = Settings(**SETTINGS | {"pools": ((12, 3),)})
+    rows = coherence.run(**arguments | {"settings": alone})["rows"]
+    among = [row for row in coherence.run(**arguments)["rows"] if row["items"] == 12]
+    for one, other in zip(rows, among, strict=True):
+        numbers = {key for key, value in one.items() if not isinstance(value, str)}
+        assert {key: one[key] for key in one.keys() - numbers}.items() <= other.items()
+        expected = {key: other[key] for key in numbers}
+        assert {key: one[key] for key in numbers} == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_pool_whose_ends_would_overlap_is_refused():
+    with pytest.raises(ValueError, match="nearest and farthest would overlap; give 1 to 9"):
+        Settings(**SETTINGS | {"pools": ((18, 11),)})
+
+
+def test_a_run_refuses_a_pool_above_its_class(arguments: dict):
+    settings = Settings(**SETTINGS | {"pools": ((21, 5),)})
+    with pytest.raises(ValueError, match="size=21 of 20 items"):
+        coherence.run(**arguments | {"settings": settings})

@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from toys import lines
 
 from unlearnlib.data import datasets
+from unlearnlib.data.requests import Group, RequestError
 from unlearnlib.groups import convex_control
-from unlearnlib.groups.convex_control import minimise
+from unlearnlib.groups.convex_control import Neighbours, Settings, minimise
 from unlearnlib.influence import curvature
-from unlearnlib.influence.estimators import without
+from unlearnlib.influence.estimators import ESTIMATORS, without
+from unlearnlib.pipeline.sweep import sweep
 
 GROUP = torch.arange(0, 24, 3)
 
@@ -71,39 +73,48 @@ def test_neighbours_are_the_nearest_of_all_classes():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(30, 1, 3, 3, generator=generator).double()
     labels = torch.arange(30) % 3
-    group = convex_control.draw("neighbours", images, labels, size=7, seed=4)
+    group = Neighbours(7, seed=4).positions(images)
     gaps = torch.cdist(images.flatten(1), images.flatten(1)[group[:1]])[:, 0]
     assert gaps[group].max() < gaps[torch.isin(torch.arange(30), group, invert=True)].min()
     assert len(labels[group].unique()) > 1
+    assert not torch.equal(group, Neighbours(7, seed=5).positions(images))
 
 
-def test_groups_of_the_other_kinds():
-    images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
-    coherent = convex_control.draw("coherent", images, labels, size=5, seed=0, label=1)
-    assert labels[coherent].eq(1).all()
-    drawn = convex_control.draw("random", images, labels, size=20, seed=0)
-    assert len(drawn.unique()) == 20
+def asked(kind: str, *percents: float, seed: int = 0) -> list:
+    """List the groups of a kind among 200 items of ten classes."""
+    targets = torch.arange(200) % 10
+    options = {"percents": percents, "labels": [1, 4], "seed": seed}
+    return list(convex_control.groups(kind, targets, **options))
 
 
-@pytest.mark.parametrize(
-    ("kind", "size", "message"),
-    [
-        ("odd", 3, "unknown kind 'odd'"),
-        ("coherent", 11, "size=11 of 10 items of label 1"),
-        ("neighbours", 30, "size=30 of 30 items: give 1 to 29"),
-        ("random", 0, "size=0"),
-    ],
-)
-def test_bad_groups_are_refused(kind: str, size: int, message: str):
-    images, labels = torch.zeros(30, 1, 2, 2), torch.arange(30) % 3
-    with pytest.raises(ValueError, match=message):
-        convex_control.draw(kind, images, labels, size=size, seed=0, label=1)
+def test_coherent_groups_end_where_their_class_ends():
+    found = asked("coherent", 0.1, 1, 5, 25)
+    assert [(group.label, group.size) for group in found] == [
+        (label, size) for label in (1, 4) for size in (1, 2, 10)
+    ]
+    assert all(isinstance(group, Group) and group.mode == "coherent" for group in found)
 
 
-def test_sizes_end_where_the_class_ends():
-    assert convex_control.sizes([0.1, 1, 5, 25], items=200, most=20) == [1, 2, 10]
-    with pytest.raises(ValueError, match="above 0 and below 100"):
-        convex_control.sizes([1, 100], items=200, most=20)
+def test_groups_of_different_sizes_are_not_nested():
+    labels = torch.arange(200) % 10
+    small, large = (group.positions(labels) for group in asked("random", 10, 50))
+    assert (len(small), len(large)) == (20, 100)
+    assert not torch.isin(small, large).all()
+    again, other = (asked("random", 10, seed=seed)[0].positions(labels) for seed in (0, 1))
+    assert torch.equal(small, again)
+    assert not torch.equal(small, other)
+    assert all(isinstance(group, Neighbours) for group in asked("neighbours", 10, 50))
+
+
+def test_bad_groups_are_refused():
+    with pytest.raises(ValueError, match="unknown kind 'odd'; choose one of"):
+        asked("odd", 5)
+    for size in (0, 30):
+        with pytest.raises(RequestError, match=f"size={size} of 30 items: give 1 to 29"):
+            Neighbours(size).positions(torch.zeros(30, 1, 2, 2))
+    for percents in ((), (1, 100), (0,)):
+        with pytest.raises(ValueError, match="above 0 and below 100"):
+            Settings(items=80, pool=7, l2=0.05, percents=percents)
 
 
 # ----------------------------------------------------------------------------- the control
@@ -114,13 +125,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lines(tmp_path_factory.mktemp("convex") / "mnist.npz")
 
 
-def spec(path: Path, **changes: object) -> dict:
-    options = {"items": 80, "pool": 7, "l2": 0.05, "labels": [1], "percents": [2.5, 10.0]}
-    return options | {"name": "x", "seed": 0, "data": path, "kind": "random"} | changes
+SETTINGS = Settings(items=80, pool=7, l2=0.05, percents=(2.5, 10.0))
+WHOLE = [e for e in ESTIMATORS.values() if not (e.partial or e.scaled)]
+
+
+def task(path: Path, *, kind: str = "random", seed: int = 0, **changes: object) -> dict:
+    settings = replace(SETTINGS, **changes)
+    shared = {"data": path, "settings": settings, "estimators": WHOLE, "labels": [1]}
+    return shared | {"kind": kind, "seed": seed}
 
 
 def test_the_system_is_the_hessian(small: Path):
-    fitted = convex_control.fit(datasets.load(small), items=60, pool=7, l2=0.05, seed=0)
+    fitted = convex_control.fit(datasets.load(small), settings=SETTINGS, seed=0)
     v = torch.linspace(-1, 1, len(fitted.system.matrix)).double()
     product = curvature.hessian_operator(fitted.objective)(v)
     torch.testing.assert_close(fitted.system.apply(v), product)
@@ -128,12 +144,12 @@ def test_the_system_is_the_hessian(small: Path):
 
 
 def test_a_run_measures_what_it_says(small: Path):
-    result = convex_control.run(spec(small))
+    result = convex_control.run(**task(small))
     assert [group["size"] for group in result["groups"]] == [2, 8]
     for group in result["groups"]:
         errors = {name: row["parameter_error"] for name, row in group["estimates"].items()}
         assert errors["newton"] < errors["first_order"]
-        assert errors["second_order_third"] < errors["first_order"]
+        assert errors["second_order_cubic"] < errors["first_order"]
         assert group["gradient_norm"] <= 1e-8
         assert group["actual"]["self"] > 0
         newton = group["estimates"]["newton"]
@@ -150,13 +166,23 @@ def test_a_run_measures_what_it_says(small: Path):
         assert rest[1] == pytest.approx(4 * rest[0], rel=0.2)
 
 
-def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):
-    task = spec(small, kind="coherent", percents=[2.5, 90.0])
-    rows = convex_control.table_rows(
-        [{"spec": task, "result": convex_control.run(task), "seconds": 1.0}]
-    )
-    assert [row["estimator"] for row in rows] == list(convex_control.ESTIMATORS)
-    assert {(row["label"], row["size"], row["percent"]) for row in rows} == {(1, 2, 2.5)}
+def test_the_table_has_a_row_for_each_group_and_estimator(small: Path, tmp_path: Path):
+    tasks = {
+        "coherent": task(small, kind="coherent", percents=(2.5, 90.0)),
+        "random": task(small, percents=(2.5,), seed=3),
+    }
+    found = sweep(convex_control.run, tasks, store=tmp_path)
+    rows = convex_control.table_rows(found)
+    names = ["first_order", "first_order_x1.5", "first_order_x2", "first_order_x3"]
+    names += ["newton", "second_order", "second_order_cubic"]
+    assert [row["estimator"] for row in rows] == 2 * names
+    assert {(row["label"], row["size"], row["percent"]) for row in rows[:7]} == {(1, 2, 2.5)}
+    assert {(row["kind"], row["seed"], row["size"]) for row in rows[7:]} == {("random", 3, 2)}
+    assert all(np.isnan(row["label"]) for row in rows[7:])
+    assert all(row["seconds"] > 0 and row["retrain_seconds"] > 0 for row in rows)
+    group = found["random"].result["groups"][0]["estimates"]["newton"]
+    assert rows[11]["predicted_self"] == group["self"]
+    assert "seconds" not in group
 
 
 @pytest.mark.parametrize(
@@ -165,4 +191,4 @@ def test_the_table_has_a_row_for_each_group_and_estimator(small: Path):
 )
 def test_bad_fits_are_refused(small: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        convex_control.run(spec(small, **changes))
+        convex_control.run(**task(small, **changes))

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from group_tasks import trained
 from influence_tasks import logistic
 from torch import Tensor
 from toys import lines
 
+from unlearnlib.data.requests import Group
 from unlearnlib.groups import ladder
-from unlearnlib.groups.geometry import random_group
-from unlearnlib.groups.ladder import Setting
-from unlearnlib.influence import curvature, estimators
+from unlearnlib.groups.ladder import Setting, Settings
+from unlearnlib.influence import curvature
+from unlearnlib.influence.estimators import ESTIMATORS, without
 from unlearnlib.influence.solvers import Dense
-from unlearnlib.models import retraining
+from unlearnlib.models.training import Recipe
+from unlearnlib.pipeline import clock, records
+from unlearnlib.pipeline.records import Record
 
 DAMPING = 0.1
 GROUP = torch.tensor([3, 17, 4, 90, 51, 30, 111, 8])
@@ -26,6 +30,12 @@ def setting(*, sample: Tensor | None = None) -> Setting:
     sample = order if sample is None else sample
     system = Dense(curvature.gauss_newton(objective, index=sample), DAMPING)
     return Setting(objective, order, sample, system)
+
+
+def steps(prepared: Setting, group: Tensor) -> dict[str, Tensor]:
+    """Estimate a removal by each influence estimator of the ladder: its deltas ``[P]``."""
+    removal = ladder.removal_of(prepared, group)
+    return {name: ESTIMATORS[name].update(removal).delta for name in ladder.ESTIMATED}
 
 
 def minimum(prepared: Setting, *, bregman: bool) -> Tensor:
@@ -71,11 +81,11 @@ def test_the_response_is_the_minimum_of_its_definition():
 def test_training_near_ends_at_the_minimum_of_its_definition():
     prepared = setting()
     objective, expected = prepared.objective, minimum(prepared, bregman=False)
-    kept = estimators.without(objective, GROUP)
+    kept = without(objective, GROUP)
+    recipe = Recipe(epochs=300, batch_size=kept.items, learning_rate=0.01, l2=objective.l2)
     near = ladder.train_near(
-        objective.network, kept.inputs, kept.targets, damping=DAMPING, l2=objective.l2,
-        epochs=300, batch_size=kept.items, learning_rate=0.01, seed=0,
-    )  # fmt: skip
+        objective.network, kept.inputs, kept.targets, damping=DAMPING, recipe=recipe, seed=0
+    )
     moved = curvature.flatten(near) - curvature.flatten(objective.network)
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-2 * expected.norm().item())
     assert not near.training
@@ -83,9 +93,9 @@ def test_training_near_ends_at_the_minimum_of_its_definition():
 
 def test_newton_is_the_first_gauss_newton_step_of_the_response():
     prepared = setting()
-    newton = ladder.steps(prepared, GROUP)["newton"]["delta"]
+    newton = steps(prepared, GROUP)["newton"]
     objective = prepared.objective
-    left = estimators.without(objective, GROUP)
+    left = without(objective, GROUP)
     matrix = curvature.gauss_newton(left) + DAMPING * torch.eye(len(newton)).double()
     right = curvature.gradient_sum(objective, index=GROUP) / left.items
     torch.testing.assert_close(newton, torch.linalg.solve(matrix, right), rtol=1e-4, atol=1e-7)
@@ -102,7 +112,7 @@ def test_the_sample_keeps_gradients_exact():
 def test_curvature_without_a_group_is_positive_definite():
     prepared = setting(sample=torch.arange(0, 60))
     group = torch.cat([torch.arange(0, 50), torch.arange(100, 190)])
-    kept = ladder.kept_curvature(prepared, group)
+    kept = ladder.removal_of(prepared, group).kept_system
     basis = torch.eye(len(prepared.system.matrix)).double()
     matrix = torch.stack([kept.apply(v) for v in basis])
     expected = curvature.gauss_newton(prepared.objective, index=torch.arange(50, 60))
@@ -113,11 +123,11 @@ def test_curvature_without_a_group_is_positive_definite():
 def test_a_group_outside_the_sample_leaves_its_curvature():
     prepared = setting(sample=torch.arange(0, 60))
     group = torch.arange(60, 90)
-    assert ladder.kept_curvature(prepared, group) is prepared.system
+    assert ladder.removal_of(prepared, group).kept_system is prepared.system
     # to all intents the group is then like the rest, for which every estimate is the same
-    found = ladder.steps(prepared, group)
+    found = steps(prepared, group)
     for name in ("newton", "second_order"):
-        torch.testing.assert_close(found[name]["delta"], found["first_order"]["delta"])
+        torch.testing.assert_close(found[name], found["first_order"])
 
 
 @pytest.mark.parametrize("options", [{"items": 0, "iterations": 5}, {"items": 5, "iterations": 0}])
@@ -132,7 +142,7 @@ def test_the_sample_is_independent_of_a_random_group_of_its_seed():
         objective.network, objective.inputs, objective.targets, l2=0.1, damping=0.1,
         curvature_items=100, seed=3,
     )  # fmt: skip
-    group = random_group(objective.items, size=100, seed=3)
+    group = Group("random", None, 100, seed=3).positions(objective.targets)
     assert 35 < torch.isin(group, prepared.sample).sum() < 65
     assert len(prepared.sample.unique()) == 100
 
@@ -185,29 +195,37 @@ def test_rungs_are_scored_against_the_cold_retraining():
 
 
 def test_a_climb_reaches_every_rung(tmp_path: Path):
-    source = lines(tmp_path / "mnist.npz")
-    recipe = {"epochs": 3, "batch_size": 20, "learning_rate": 0.01, "l2": 0.001}
-    base = recipe | {"seed": 0, "data": source, "model": "compact", "width": 0.25}
-    request = {"mode": "coherent", "label": 1, "size": 8, "seed": 0}
-    files = {name: tmp_path / f"{name}.pt" for name in ("original", "cold_0", "warm_0")}
-    changes = {"original": {}, "cold_0": {"group": request}}
-    changes["warm_0"] = {"group": request, "start": files["original"]}
-    for name, path in files.items():
-        result = retraining.run(base | changes[name])
-        torch.save({"key": "", "spec": {}, "seconds": 1.0, "result": result}, path)
-    spec = {"name": "x", "seed": 0, "data": source, "groups": [request]} | files
-    spec |= {"l2": 0.001, "damping": 0.05, "curvature_items": 60}
-    spec |= {"proximal_items": 40, "iterations": 4}
-    spec |= {"proximal_epochs": 1, "batch_size": 20, "learning_rate": 0.01}
-    record = {"spec": spec, "result": ladder.run(spec), "seconds": 1.0}
-    rows = {row["rung"]: row for row in ladder.table_rows([record], items=200)}
+    data, request = lines(tmp_path / "dataset.npz"), Group("coherent", 1, 8, seed=0)
+    recipe = Recipe(epochs=3, batch_size=20, learning_rate=0.01, l2=0.001)
+    original = trained(data, tmp_path / "original.pt", recipe=recipe)
+    changes = {"cold": {}, "warm": {"start": original}}
+    models = {
+        request.name: {
+            rung: trained(data, tmp_path / f"{rung}.pt", recipe=recipe, request=request, **changed)
+            for rung, changed in changes.items()
+        }
+    }
+    arguments = {
+        "data": data, "original": original, "models": models, "requests": [request],
+        "estimators": [ESTIMATORS[name] for name in ladder.ESTIMATED], "recipe": recipe,
+        "damping": 0.05, "settings": Settings(60, 1, 40, 4), "seed": 0,
+    }  # fmt: skip
+    with clock.collected() as timings:
+        result = ladder.run(**arguments)
+    found = {"seed0": Record("seed0", records.plain(result), 9.0, timings)}
+    rows = {row["rung"]: row for row in ladder.table_rows(found, models, items=200)}
     assert tuple(rows) == ladder.RUNGS
     assert rows["cold"]["divergence_test_to_cold"] == pytest.approx(0, abs=1e-9)
     assert rows["cold"]["percent"] == 4
-    pairs = record["result"]["groups"][0]["pairs"]["divergence_test"]
+    assert rows["cold"]["seconds"] == 1  # as the retraining took
+    assert rows["original"]["seconds"] != rows["original"]["seconds"]
+    pairs = result["groups"][0]["pairs"]["divergence_test"]
     assert rows["pbrf"]["divergence_test_to_next"] == pytest.approx(pairs[4, 5].item())
     assert rows["original"]["shift"] == 0
-    for rung in ("pbrf", "newton", "second_order", "first_order"):
+    for rung in ("pbrf", *ladder.ESTIMATED):
         assert rows[rung]["self_loss"] > rows["original"]["self_loss"]
-    again = ladder.run(spec)["groups"][0]["rungs"]["pbrf"]["shift"]
-    assert again == rows["pbrf"]["shift"]
+        assert rows[rung]["seconds"] > 0
+    assert rows["newton"]["residual"] < 1e-5
+    assert rows["pbrf"]["gradient_ratio"] < 1
+    again = ladder.run(**arguments)
+    assert records.to_bytes(records.plain(again)) == records.to_bytes(records.plain(result))

@@ -1,189 +1,73 @@
-"""Thin systems against the dense ones, the rule for the step's length, and the sweep's tasks."""
+"""Selection of parameters on a small net: what the runs compute, and what they refuse."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from influence_tasks import EXACT, small_net
-from torch import Tensor, nn
+from influence_tasks import EXACT
 from toys import lines
 
-from unlearnlib.data import datasets, removal
+from unlearnlib.data import datasets
+from unlearnlib.data.requests import Classes, Group
 from unlearnlib.groups import selection
-from unlearnlib.influence import curvature, estimators
-from unlearnlib.influence.curvature import SQUARED, Objective
-from unlearnlib.influence.solvers import Dense, SolveError
-from unlearnlib.models import models, retraining
+from unlearnlib.groups.selection import Case, LargerSettings, Settings
+from unlearnlib.influence import curvature
+from unlearnlib.influence.criteria import CRITERIA
+from unlearnlib.influence.curvature import Objective
+from unlearnlib.influence.estimators import ESTIMATORS, Removal, apply_update
+from unlearnlib.influence.scale import Rule
+from unlearnlib.influence.solvers import Dense
+from unlearnlib.measures import accuracy
+from unlearnlib.models import checkpoints, networks, training
+from unlearnlib.models.training import Recipe
 from unlearnlib.pipeline.sweep import sweep
 
-MASK = torch.arange(88) % 3 == 1
-GROUP = torch.tensor([1, 5, 8, 20])
-INDEX = torch.arange(0, 30, 2)
+CLASS = Classes([3])
+RULE = Rule(scales=(1.0, 4.0, 16.0, 64.0), self_limit=5.0, bisections=4)
+SETTINGS = Settings(
+    l2=1e-3,
+    dampings=(0.01,),
+    curvature_images=60,
+    curvature_of="all",
+    gradient_images=None,
+    score_images=20,
+    validation_images=30,
+    rule=RULE,
+)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=EXACT, atol=EXACT)
-
-
-def both(damping: float = 0.01) -> tuple[Objective, selection.Thin, Dense]:
-    """Give the system of a small net in thin and in dense form; 45 rows for 88 parameters."""
-    objective = small_net()
-    rows = selection.rooted_jacobian(objective, index=INDEX)
-    thin = selection.Thin(rows, objective.l2 + damping)
-    return objective, thin, Dense(curvature.gauss_newton(objective, index=INDEX), damping)
-
-
-# ------------------------------------------------------------------------------ thin systems
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_the_rooted_jacobian_squares_to_the_gauss_newton_matrix(chunk: int):
-    objective = small_net()
-    rows = selection.rooted_jacobian(objective, index=INDEX, chunk=chunk)
-    assert rows.shape == (15 * 3, 88)
-    matrix = curvature.gauss_newton(replace(objective, l2=0.0), index=INDEX)
-    close(rows.T @ rows, matrix)
-
-
-def test_the_rooted_jacobian_of_a_linear_map_is_known():
-    network = nn.Linear(3, 2).double().eval()
-    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
-    objective = Objective(network, inputs, torch.zeros(5, 2), loss=SQUARED)
-    rows = selection.rooted_jacobian(objective)
-    expected = torch.block_diag(inputs.T @ inputs, inputs.T @ inputs) / 5
-    close((rows.T @ rows)[:6, :6], expected)
-
-
-def test_a_thin_system_is_the_dense_one():
-    objective, thin, dense = both()
-    gradient = curvature.gradient_sum(objective, index=GROUP)
-    part = gradient[MASK]
-    pairs = [(thin, dense, gradient), (thin.at(0.5), Dense(dense.matrix, 0.48), gradient)]
-    pairs += [(thin.block(MASK), dense.block(MASK), part)]
-    pairs += [(thin.normal(MASK), dense.normal(MASK), part)]
-    some = torch.arange(len(part)) % 2 == 0
-    pairs += [(thin.normal(MASK).block(some), dense.normal(MASK).block(some), part[some])]
-    pairs += [(thin.normal(MASK).normal(some), dense.normal(MASK).normal(some), part[some])]
-    for one, other, b in pairs:
-        close(one.apply(b), other.apply(b))
-        close(one.solve(b).x, other.solve(b).x)
-        assert one.solve(b).residual < 1e-6
-        assert one.solve(b).iterations <= 2
-
-
-@pytest.mark.parametrize("name", ["pif", "fif", "gif"])
-def test_estimates_over_a_subset_agree_with_the_dense_matrix(name: str):
-    objective, thin, dense = both()
-    found, expected = (
-        estimators.estimate(name, objective, GROUP, system, mask=MASK) for system in (thin, dense)
-    )
-    close(found.delta, expected.delta)
-    assert found.delta.norm() > 0.01
-    # an independent form: numpy's least squares with all rows
-    matrix = dense.matrix + 0.01 * torch.eye(88).double()
-    gradient = curvature.gradient_sum(objective, index=GROUP)[:, None] / 26
-    if name == "gif":
-        close(found.delta[MASK], torch.linalg.lstsq(matrix[:, MASK], gradient).solution[:, 0])
-
-
-def test_single_precision_rows_leave_a_residual_within_the_tolerance():
-    objective, thin, _ = both()
-    single = replace(thin, rows=thin.rows.float())
-    gradient = curvature.gradient_sum(objective, index=GROUP)
-    for system in (single, single.block(MASK), single.normal(MASK)):
-        b = gradient if len(gradient) == system.rows.shape[1] else gradient[MASK]
-        solution = system.solve(b)
-        assert (b - system.apply(solution.x)).norm() <= 1e-6 * b.norm()
-
-
-def test_a_thin_system_refuses_what_has_no_solution():
-    objective, thin, _ = both()
-    with pytest.raises(SolveError, match=r"singular at damping 0; raise the damping"):
-        replace(thin, damping=0.0)
-    with pytest.raises(SolveError, match="not finite"):
-        thin.solve(torch.full((88,), torch.nan))
-    with pytest.raises(ValueError, match="empty index selects no items; give at least one"):
-        selection.rooted_jacobian(objective, index=torch.tensor([], dtype=torch.long))
-    training = replace(objective, network=objective.network.train())
-    with pytest.raises(ValueError, match=r"training mode; call network.eval\(\)"):
-        selection.rooted_jacobian(training)
-
-
-# ------------------------------------------------------------------------- length of the step
-
-
-def test_the_scale_is_the_smallest_within_the_limit():
-    # self accuracy falls to the limit at exactly 10
-    chosen, curve = selection.choose_scale(
-        lambda scale: (100 - 9.9 * scale, 90.0), [1, 2, 4, 8, 16, 32], self_limit=1, bisections=12
-    )
-    assert 10 <= chosen < 10.01
-    assert [point["scale"] for point in curve] == sorted({point["scale"] for point in curve})
-    assert len(curve) == 6 + 12
-    assert curve[0] == {"scale": 1, "self_accuracy": 90.1, "validation_accuracy": 90.0}
-
-
-def test_a_first_scale_within_the_limit_is_not_bisected():
-    chosen, curve = selection.choose_scale(
-        lambda scale: (0.0, 90.0), [1, 2], self_limit=1, bisections=5
-    )
-    assert (chosen, len(curve)) == (1, 2)
-
-
-def test_without_a_scale_within_the_limit_the_two_accuracies_decide():
-    judged = {1: (99.0, 98.0), 2: (30.0, 90.0), 4: (20.0, 50.0), 8: (float("nan"),) * 2}
-    reversed_nan = judged | {1: (float("nan"),) * 2}
-    assert selection.choose_scale(reversed_nan.get, [1, 2, 4], self_limit=1, bisections=5)[0] == 2
-    chosen, curve = selection.choose_scale(judged.get, list(judged)[:3], self_limit=1, bisections=5)
-    assert (chosen, len(curve)) == (2, 3)
-    # what overflows is neither within the limit nor best
-    chosen, _ = selection.choose_scale(judged.get, list(judged), self_limit=1, bisections=5)
-    assert chosen == 2
-
-
-@pytest.mark.parametrize("scales", [[], [0, 1], [2, 1], [-1, 1], [1, 1]])
-def test_scales_that_are_no_grid_are_refused(scales: list[float]):
-    with pytest.raises(ValueError, match="factors above 0 in ascending order"):
-        selection.choose_scale(lambda _: (0, 0), scales, self_limit=1, bisections=0)
-
-
-# ---------------------------------------------------------------------------------- the tasks
+def case(estimator: str, criterion: str, ratio: float) -> Case:
+    return Case(ESTIMATORS[estimator], CRITERIA[criterion], ratio)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | float]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Train a compact net on bright lines, with and without class 3."""
-    folder = tmp_path_factory.mktemp("subsets")
-    recipe = {"epochs": 40, "batch_size": 20, "learning_rate": 0.01, "l2": 1e-3}
-    spec = {"data": lines(folder / "toy.npz"), "model": "compact", "width": 1.0, "seed": 0}
-    group = {"mode": "coherent", "label": 3, "size": 20, "seed": 0}
-    sweep(
-        [
-            {"name": "original"} | spec | recipe,
-            {"name": "retrained", "group": group} | spec | recipe,
-        ],
-        retraining.run,
-        store=folder,
-    )
-    paths = {name: folder / f"{name}.pt" for name in ("original", "retrained")}
-    return paths | {"data": spec["data"], "l2": 1e-3, "seed": 0}
+    folder = tmp_path_factory.mktemp("selection")
+    recipe = Recipe(epochs=40, batch_size=20, learning_rate=0.01, l2=1e-3)
+    data = lines(folder / "toy.npz")
+    shared = {"data": data, "model": "compact", "width": 1.0, "recipe": recipe, "seed": 0}
+    requests = {"original": None, "retrained": CLASS}
+    tasks = {name: shared | {"request": request} for name, request in requests.items()}
+    sweep(training.run, tasks, store=folder)
+    return {"data": data} | {name: folder / f"{name}.pt" for name in requests}
 
 
-def criteria_spec(trained: dict, **changes: object) -> dict:
-    return (
-        trained
-        | {
-            "label": 3, "dampings": [0.01], "curvature_images": 60, "curvature_of": "all", "gradient_images": None,
-            "score_images": 20, "validation_images": 30, "scales": [1, 4, 16, 64], "self_limit": 5.0, "bisections": 4,
-            "cases": [["gif", "top_outputs", 0.3], ["fif", "random", 0.3]],
-        }
-        | changes
-    )  # fmt: skip
+def objective_of(trained: dict[str, Path]) -> Objective:
+    images, labels = datasets.split(datasets.load(trained["data"]), "train")
+    return Objective(checkpoints.load(trained["original"]).eval(), images, labels, l2=1e-3)
+
+
+def task(trained: dict[str, Path], *cases: Case, **changes: object) -> dict[str, object]:
+    settings = replace(SETTINGS, **changes)
+    cases = cases or (case("gif", "top_outputs", 0.3), case("fif", "random", 0.3))
+    return trained | {"request": CLASS, "cases": cases, "settings": settings, "seed": 0}
 
 
 def test_gif_forgets_a_class_and_keeps_the_others(trained):
-    result = selection.run(criteria_spec(trained))
+    result = selection.run(**task(trained))
     original, retrained, gif, fif = result["rows"]
     assert [row["estimator"] for row in result["rows"]] == ["original", "retrain", "gif", "fif"]
     assert original["self_accuracy"] == pytest.approx(100)
@@ -199,78 +83,113 @@ def test_gif_forgets_a_class_and_keeps_the_others(trained):
 
 
 def test_the_task_is_what_the_library_computes_by_hand(trained):
-    spec = criteria_spec(trained, cases=[["gif", "random", 0.2]], scales=[2.0], self_limit=100.0)
-    row = selection.run(spec)["rows"][2]
-    dataset = datasets.load(trained["data"])
-    images, labels = datasets.split(dataset, "train")
-    network = models.load(trained["original"]).eval()
-    objective = Objective(network, images, labels, l2=1e-3)
+    rule = Rule(scales=(2.0,), self_limit=100.0, bisections=0)
+    row = selection.run(**task(trained, case("gif", "random", 0.2), rule=rule))["rows"][2]
+    objective, dataset = objective_of(trained), datasets.load(trained["data"])
+    labels = objective.targets
     group = (labels == 3).nonzero().squeeze(1)
-    index = selection.random_group(200, size=60, seed=0)
+    index = selection.curvature_items(labels, CLASS, SETTINGS, seed=0)
+    assert len(index.unique()) == 60
     dense = Dense(curvature.gauss_newton(objective, index=index), 0.01)
-    mask = selection.select("random", network, images[group], labels[group], ratio=0.2, seed=0)
-    update = estimators.estimate("gif", objective, group, dense, mask=mask)
-    scores = removal.measure(estimators.apply_update(network, update.delta, 2.0), dataset, group)
+    mask = CRITERIA["random"].select(
+        objective.network, objective.inputs[group], labels[group], ratio=0.2, seed=0
+    )
+    update = ESTIMATORS["gif"].update(Removal(objective, group, dense, mask=mask))
+    moved = apply_update(objective.network, update.delta, 2.0)
+    scores = accuracy.measure(moved, dataset, group)
     assert row["self_loss"] == pytest.approx(scores["self_loss"], rel=1e-3)
     assert row["all_test_accuracy"] == pytest.approx(scores["test_accuracy"], abs=1e-3)
     assert row["update_norm"] == pytest.approx(2 * update.delta.norm().item(), rel=1e-3)
 
 
 def test_the_curvature_of_what_stays_holds_no_item_of_the_class(trained):
-    labels = datasets.split(datasets.load(trained["data"]), "train")[1]
-    for source, most in (("all", 199), ("kept", 179)):
-        spec = {"label": 3, "curvature_of": source, "curvature_images": most, "seed": 1}
-        index = selection._curvature_items(labels, spec)
+    labels = objective_of(trained).targets
+    for source, most in (("all", 200), ("kept", 180)):
+        settings = replace(SETTINGS, curvature_of=source, curvature_images=most)
+        index = selection.curvature_items(labels, CLASS, settings, seed=1)
         assert len(index.unique()) == most
         assert (labels[index] == 3).any() == (source == "all")
 
 
 def test_the_damping_is_the_one_that_keeps_the_most_validation_accuracy(trained):
-    spec = criteria_spec(trained, dampings=[0.01, 1e6], cases=[["gif", "random", 0.3]])
-    result = selection.run(spec)
+    only = case("gif", "random", 0.3)
+    result = selection.run(**task(trained, only, dampings=(0.01, 1e6)))
     # so damped that no scale of the grid forgets the class
     assert result["damping"] == 0.01
     assert result["rows"][2]["damping"] == 0.01
     assert {point["damping"] for point in result["curve"]} == {0.01, 1e6}
-    twice = selection.run(spec | {"dampings": [0.01, 0.02]})
+    twice = selection.run(**task(trained, only, dampings=(0.01, 0.02)))
     judged = {p["validation_accuracy"] for p in twice["curve"] if p["self_accuracy"] <= 5}
     assert judged == {100.0}  # equals, of which the larger is taken
     assert twice["damping"] == 0.02
-    alone = selection.run(criteria_spec(trained, cases=[["gif", "random", 0.3]]))
+    alone = selection.run(**task(trained, only))
     assert result["rows"][2]["self_loss"] == alone["rows"][2]["self_loss"]
 
 
 def test_the_measure_leaves_the_class_out_of_the_test(trained):
     dataset = datasets.load(trained["data"])
-    network = models.load(trained["original"])
-    scores = selection.measure(network, dataset, 3)
+    network = checkpoints.load(trained["original"])
     images, labels = datasets.split(dataset, "test")
-    right = models.predict(network, images).argmax(1) == labels
-    assert scores["test_accuracy"] == pytest.approx(100 * right[labels != 3].double().mean())
-    assert scores["all_test_accuracy"] == pytest.approx(100 * right.double().mean())
+    right = networks.predict(network, images).argmax(1) == labels
+    for request in (CLASS, Classes([3, 7])):
+        scores = selection.measure(network, dataset, request)
+        stay = ~request.mask(labels)
+        assert scores["test_accuracy"] == pytest.approx(100 * right[stay].double().mean())
+        assert scores["all_test_accuracy"] == pytest.approx(100 * right.double().mean())
 
 
 def test_a_gradient_from_some_items_estimates_the_sum(trained):
-    images, labels = datasets.split(datasets.load(trained["data"]), "train")
-    objective = Objective(models.load(trained["original"]).eval(), images, labels, l2=1e-3)
-    group = (labels == 3).nonzero().squeeze(1)
-    request = {"mode": "coherent", "label": 3, "seed": 0}
-    whole = selection._group_gradient(objective, group, request | {"size": None})
-    same = selection._group_gradient(objective, group, request | {"size": 20})
-    part = selection._group_gradient(objective, group, request | {"size": 10})
-    close(whole, same)
-    drawn = removal.draw(labels, request | {"size": 10})
-    close(part, 2 * curvature.gradient_sum(objective, index=drawn))
+    objective = objective_of(trained)
+    group = (objective.targets == 3).nonzero().squeeze(1)
+    rows = curvature.item_gradients(objective, index=group)
+    whole, same, part = (
+        selection.group_gradient(objective, group, items=items, seed=0) for items in (None, 20, 10)
+    )
+    for found in (whole, same):
+        torch.testing.assert_close(found, rows.sum(0), rtol=1e-4, atol=1e-5)
+    # 20 of 20 is the sum; of 10 of them some subset has twice the sum as its estimate
+    again = selection.group_gradient(objective, group, items=10, seed=0)
+    torch.testing.assert_close(part, again, rtol=EXACT, atol=EXACT)
+    weights = torch.linalg.lstsq(rows.T, part[:, None], driver="gelsd").solution[:, 0]
+    np.testing.assert_allclose(weights.sort().values, [0] * 10 + [2] * 10, atol=1e-2)
 
 
-def larger_spec(trained: dict, **changes: object) -> dict:
-    group = {"mode": "coherent", "label": 3, "size": 10, "seed": 0}
-    shape = {"group": group, "dampings": [1e-9, 0.5, 50.0], "curvature_images": 30}
-    return trained | shape | {"tolerance": 1e-3, "max_iterations": 8} | changes
+def test_the_tables_join_the_seeds_and_say_what_a_solve_took(trained, tmp_path):
+    tasks = {f"seed{seed}": task(trained, dampings=(0.01, 0.1)) | {"seed": seed} for seed in (0, 4)}
+    found = sweep(selection.run, tasks, store=tmp_path)
+    rows, curve = selection.tables(found)
+    assert rows["seed"].tolist() == [0] * 4 + [4] * 4
+    assert set(curve["seed"]) == {0, 4}
+    assert rows["seconds"].notna().tolist() == 2 * [False, False, True, True]
+    assert (rows["seconds"].dropna() > 0).all()
+    assert "seconds" not in found["seed0"].result["rows"][2]
+    assert found["seed4"].timings["shared"] > 0
+
+
+def test_a_wrong_estimator_or_too_many_images_are_refused(trained):
+    with pytest.raises(ValueError, match="curvature_images=5000 of 200 items: give 1 to 200"):
+        selection.run(**task(trained, curvature_images=5000))
+    with pytest.raises(ValueError, match="gradient_images=21 of 20 items: give 1 to 20"):
+        selection.run(**task(trained, gradient_images=21))
+    with pytest.raises(ValueError, match=r"'newton' changes all parameters.*'pif', 'fif', 'gif'"):
+        case("newton", "random", 0.1)
+
+
+# ---------------------------------------------------------------------------- larger networks
+
+LARGER = LargerSettings(
+    l2=1e-3, dampings=(1e-9, 0.5, 50.0), curvature_images=30, tolerance=1e-3, max_iterations=8
+)
+GROUP = Group("coherent", 3, 10)
+
+
+def larger(trained: dict[str, Path], **changes: object) -> dict[str, object]:
+    paths = {name: trained[name] for name in ("data", "original")}
+    return paths | {"request": GROUP, "settings": replace(LARGER, **changes), "seed": 0}
 
 
 def test_larger_networks_raise_the_damping_until_a_solution_holds(trained):
-    result = selection.run_larger(larger_spec(trained))
+    result = selection.run_larger(**larger(trained))
     assert result["parameters"] == 4874
     for kind in ("gauss_newton", "hessian"):
         rows = [row for row in result["rows"] if row["curvature"] == kind]
@@ -286,21 +205,24 @@ def test_larger_networks_raise_the_damping_until_a_solution_holds(trained):
 
 
 def test_larger_networks_agree_with_a_dense_solve(trained):
-    spec = larger_spec(trained, dampings=[1.0], tolerance=1e-6)
-    row = selection.run_larger(spec)["rows"][0]
-    images, labels = datasets.split(datasets.load(trained["data"]), "train")
-    objective = Objective(models.load(trained["original"]).eval(), images, labels, l2=1e-3)
-    index = selection.random_group(200, size=30, seed=0)
-    dense = Dense(curvature.gauss_newton(objective, index=index), 1.0)
-    group = removal.draw(labels, spec["group"])
-    update = estimators.estimate("first_order", objective, group, dense)
+    # the curvature of all items, since the draw of some is the library's own
+    options = {"dampings": (1.0,), "tolerance": 1e-6, "curvature_images": 200}
+    row = selection.run_larger(**larger(trained, **options))["rows"][0]
+    objective = objective_of(trained)
+    dense = Dense(curvature.gauss_newton(objective), 1.0)
+    group = GROUP.positions(objective.targets)
+    update = ESTIMATORS["first_order"].update(Removal(objective, group, dense))
     assert row["update_norm"] == pytest.approx(update.delta.norm().item(), rel=1e-4)
 
 
-def test_a_missing_estimator_or_too_many_images_are_refused(trained):
-    with pytest.raises(ValueError, match="size=5000 of 199 items"):
-        selection.run(criteria_spec(trained, curvature_images=5000))
-    with pytest.raises(ValueError, match="unknown curvature_of 'none'; choose one of"):
-        selection.run(criteria_spec(trained, curvature_of="none"))
-    with pytest.raises(ValueError, match="unknown estimator 'lif'; choose one of"):
-        selection.run(criteria_spec(trained, cases=[["lif", "random", 0.1]]))
+def test_the_table_of_larger_networks_has_a_row_for_each_attempt(trained, tmp_path):
+    found = sweep(selection.run_larger, {"one": larger(trained)}, store=tmp_path)
+    table = selection.larger_table(found)
+    result = found["one"].result
+    assert table["outcome"].tolist() == [row["outcome"] for row in result["rows"]]
+    assert set(table["model"]) == {"original"}  # the stem of its file, up to the first dash
+    assert table[["mode", "size", "seed"]].drop_duplicates().to_numpy().tolist() == [
+        ["coherent", 10, 0]
+    ]
+    assert set(table["self_loss_before"]) == {result["before"]["self_loss"]}
+    assert (table["seconds"] > 0).all()

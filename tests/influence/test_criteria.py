@@ -1,5 +1,8 @@
 """Selection of parameters: masks of the promised size, over the units that a criterion names."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from influence_tasks import small_net
@@ -7,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.influence import criteria, curvature
+from unlearnlib.influence.criteria import CRITERIA
 from unlearnlib.influence.curvature import SQUARED
-from unlearnlib.models import models
+from unlearnlib.models import architectures, networks
 
 
 def hand_made() -> nn.Module:
@@ -34,16 +38,23 @@ def by_layer(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def select(criterion: str, network: nn.Module, **options) -> Tensor:
     options = {"ratio": 0.5, "seed": 0} | options
-    return criteria.select(criterion, network, IMAGES, LABELS, **options)
+    return CRITERIA[criterion].select(network, IMAGES, LABELS, **options)
 
 
-@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+def threshold(start: float, *, ratio: float, seed: int) -> Tensor:
+    """Choose above a threshold that starts elsewhere than the registered one."""
+    keys = partial(criteria.above_threshold, start=start)
+    criterion = replace(CRITERIA["threshold"], keys=keys)
+    return criterion.select(hand_made(), IMAGES, LABELS, ratio=ratio, seed=seed)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.3, 0.5, 1.0])
 def test_every_criterion_takes_the_same_share_of_each_layer(criterion: str, ratio: float):
     objective = small_net()
     network = objective.network.float()
-    mask = criteria.select(
-        criterion, network, objective.inputs.float(), objective.targets, ratio=ratio, seed=0
+    mask = CRITERIA[criterion].select(
+        network, objective.inputs.float(), objective.targets, ratio=ratio, seed=0
     )
     assert mask.dtype == torch.bool
     assert mask.shape == curvature.flatten(network).shape
@@ -82,7 +93,7 @@ def test_top_gradients_follows_the_loss_and_not_the_output():
 
 def test_gradients_are_of_the_loss_that_is_given():
     network, targets = hand_made(), torch.tensor([[3.0, 4]]).expand(6, -1)
-    scores = criteria.gradient_scores(network, IMAGES, targets, loss=SQUARED)
+    scores = criteria.gradient_scores(network, IMAGES, targets, SQUARED)
     assert scores["2"].tolist() == [0, 1]
 
 
@@ -92,8 +103,7 @@ def test_the_threshold_opens_a_pool_and_draws_from_all_of_it():
     for ratio, pool in pools.items():
         touched = set()
         for seed in range(20):
-            options = {"ratio": ratio, "seed": seed, "start": 2.5}
-            first, one, _, _ = by_layer(criteria.threshold(hand_made(), IMAGES, **options))
+            first, one, _, _ = by_layer(threshold(2.5, ratio=ratio, seed=seed))
             units = torch.cat([first, one[:, None]], 1).sum(1)
             assert units.sum() == round(ratio * 15)
             touched |= set(units.nonzero().squeeze(1).tolist())
@@ -102,10 +112,7 @@ def test_the_threshold_opens_a_pool_and_draws_from_all_of_it():
 
 def test_a_finer_start_than_needed_leaves_the_pool_wide():
     # the units at 3 and 2 are both above a start of 1.5, though one would do
-    units = [
-        by_layer(criteria.threshold(hand_made(), IMAGES, ratio=2 / 15, seed=seed, start=1.5))[0]
-        for seed in range(20)
-    ]
+    units = [by_layer(threshold(1.5, ratio=2 / 15, seed=seed))[0] for seed in range(20)]
     assert any(weights[2].any() for weights in units)
     assert not any(weights[0].any() for weights in units)
 
@@ -119,20 +126,20 @@ def test_random_reaches_every_parameter_and_depends_on_the_seed_alone():
 
 def test_maps_are_averaged_over_places_and_chunks_do_not_matter():
     network, images = small_net().network, small_net().inputs
-    scores = criteria.output_scores(network, images)
+    scores = criteria.output_scores(network, images, small_net().targets)
     expected = network[0](images).mean((0, 2, 3)).abs()
     torch.testing.assert_close(scores["0"], expected.detach())
-    chunked = criteria.output_scores(network, images, batch_size=7)
+    chunked = criteria.output_scores(network, images, small_net().targets, batch_size=7)
     torch.testing.assert_close(chunked["0"], scores["0"])
 
 
-@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("model", ["compact", "resnet18", "vit"])
 def test_every_architecture_can_be_selected_from_and_is_left_as_it_was(model: str, criterion: str):
-    network = models.frozen(models.build(model, width=0.125)).train()
+    network = networks.frozen(architectures.build(model, width=0.125)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     images, labels = torch.rand(3, 1, 28, 28), torch.tensor([1, 2, 3])
-    mask = criteria.select(criterion, network, images, labels, ratio=0.1, seed=0)
+    mask = CRITERIA[criterion].select(network, images, labels, ratio=0.1, seed=0)
     assert 0.05 < mask.double().mean() <= 0.11
     assert network.training
     assert not any(p.requires_grad for p in network.parameters())
@@ -153,8 +160,8 @@ def test_an_unknown_criterion_no_images_no_layer_or_no_step_is_refused():
     with pytest.raises(ValueError, match=r"'largest'.*top_outputs.*random"):
         select("largest", hand_made())
     with pytest.raises(ValueError, match="no images to score"):
-        criteria.top_outputs(hand_made(), IMAGES[:0], ratio=0.5, seed=0)
+        CRITERIA["top_outputs"].select(hand_made(), IMAGES[:0], LABELS[:0], ratio=0.5, seed=0)
     with pytest.raises(ValueError, match=r"no nn.Conv2d and no nn.Linear"):
-        criteria.random(nn.Flatten(), ratio=0.5, seed=0)
+        select("random", nn.Flatten())
     with pytest.raises(ValueError, match="step=0"):
-        criteria.threshold(hand_made(), IMAGES, ratio=0.5, seed=0, step=0)
+        criteria.above_threshold(torch.ones(1), torch.zeros(1).long(), 1, torch.ones(1), step=0)

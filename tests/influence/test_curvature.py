@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Loss, Objective
-from unlearnlib.models import architectures, models
+from unlearnlib.models import architectures
 
 GROUP = torch.tensor([3, 17, 4, 21, 9])
 
@@ -36,9 +36,9 @@ def close(actual: Tensor, expected: Tensor, *, tolerance: float = 1e-9) -> None:
 
 
 def test_flat_parameters_go_out_and_in_bit_by_bit():
-    network = models.build("lenet5", width=0.5, channels=2)
+    network = architectures.build("lenet5", width=0.5, channels=2)
     flat = curvature.flatten(network)
-    other = models.build("lenet5", width=0.5, channels=2)
+    other = architectures.build("lenet5", width=0.5, channels=2)
     curvature.assign(other, flat)
     assert all(
         torch.equal(p, q) for p, q in zip(network.parameters(), other.parameters(), strict=True)
@@ -170,6 +170,24 @@ def test_gauss_newton_is_the_hessian_where_logits_are_linear():
     close(eigenvalues, torch.from_numpy(np.linalg.eigvalsh(np.kron(gram, np.eye(2)))))
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_the_rooted_jacobian_squares_to_the_gauss_newton_matrix(chunk: int):
+    objective = small_net()
+    rows = curvature.rooted_jacobian(objective, index=GROUP, chunk=chunk)
+    assert rows.shape == (5 * 3, 88)
+    matrix = curvature.gauss_newton(replace(objective, l2=0.0), index=GROUP)
+    close(rows.T @ rows, matrix)
+
+
+def test_the_rooted_jacobian_of_a_linear_map_is_known():
+    network = nn.Linear(3, 2).double().eval()
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    objective = Objective(network, inputs, torch.zeros(5, 2), loss=curvature.SQUARED)
+    rows = curvature.rooted_jacobian(objective)
+    expected = torch.block_diag(inputs.T @ inputs, inputs.T @ inputs) / 5
+    close((rows.T @ rows)[:6, :6], expected)
+
+
 def test_a_mask_selects_a_block():
     objective = small_net()
     mask = torch.arange(88) % 3 == 1
@@ -216,7 +234,7 @@ def test_single_precision_networks_are_summed_in_double():
 def test_every_architecture_has_gradients_and_curvature(model: str):
     torch.manual_seed(0)
     network = (
-        models.build(model, width=0.25 if model in ("compact", "lenet5") else 0.0625)
+        architectures.build(model, width=0.25 if model in ("compact", "lenet5") else 0.0625)
         .double()
         .eval()
     )
@@ -229,8 +247,8 @@ def test_every_architecture_has_gradients_and_curvature(model: str):
     )
     close(curvature.gradient_sum(objective), torch.cat([g.reshape(-1) for g in gradients]))
     close(curvature.item_gradients(objective).sum(0), curvature.gradient_sum(objective))
-    rows = curvature._rooted_jacobian(objective, curvature.flatten(network), objective.inputs)
-    close(curvature.gauss_newton_operator(objective)(v), rows.T @ (rows @ v) / 3)
+    rows = curvature.rooted_jacobian(objective)
+    close(curvature.gauss_newton_operator(objective)(v), rows.T @ (rows @ v))
     assert torch.isfinite(curvature.hessian_operator(objective)(v)).all()
 
 
@@ -240,7 +258,12 @@ def test_every_architecture_has_gradients_and_curvature(model: str):
 def test_training_mode_is_refused():
     objective = small_net()
     objective.network.train()
-    for function in (curvature.gradient_sum, curvature.gauss_newton, curvature.item_gradients):
+    for function in (
+        curvature.gradient_sum,
+        curvature.gauss_newton,
+        curvature.item_gradients,
+        curvature.rooted_jacobian,
+    ):
         with pytest.raises(ValueError, match=r"training mode.*eval\(\)"):
             function(objective)
 
@@ -262,8 +285,9 @@ def test_a_wrong_objective_is_refused(change: dict, message: str):
 
 def test_a_wrong_index_mask_vector_or_kind_is_refused():
     objective = ridge()
-    with pytest.raises(ValueError, match="empty index"):
-        curvature.gradient_sum(objective, index=torch.empty(0, dtype=torch.long))
+    for function in (curvature.gradient_sum, curvature.rooted_jacobian):
+        with pytest.raises(ValueError, match="empty index selects no items; give at least one"):
+            function(objective, index=torch.empty(0, dtype=torch.long))
     for mask in (torch.zeros(12, dtype=torch.bool), torch.ones(12), torch.ones(5, dtype=bool)):
         with pytest.raises(ValueError, match=r"mask of shape.*bool tensor \[12\]"):
             curvature.gauss_newton(objective, mask=mask)

@@ -20,10 +20,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import jacfwd, jacrev
 
+from unlearnlib.data.requests import Classes, Group
 from unlearnlib.influence import curvature, estimators
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.estimators import estimate
-from unlearnlib.influence.solvers import Dense, MatrixFree, SolveError
+from unlearnlib.influence.estimators import ESTIMATORS, Estimator, Removal, Update
+from unlearnlib.influence.solvers import Dense, MatrixFree, Solution, SolveError, System
 
 GROUP = torch.tensor([3, 17, 4, 21, 9, 30, 11])
 MASK = torch.arange(12) % 3 == 1
@@ -31,6 +32,13 @@ MASK = torch.arange(12) % 3 == 1
 
 def close(actual: Tensor, expected: Tensor, *, tolerance: float = EXACT) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def estimate(
+    name: str, objective: Objective, group: Tensor, system: System, **options: object
+) -> Update:
+    """Estimate a removal by the name of an estimator."""
+    return ESTIMATORS[name].update(Removal(objective, group, system, **options))
 
 
 def systems(objective: Objective, *, damping: float = 0.0) -> list:
@@ -103,10 +111,10 @@ def test_ridge_second_order_is_the_taylor_polynomial_of_the_exact_path(form: int
 
     start = torch.tensor(0.0).double()
     taylor = jacrev(path)(start) + jacfwd(jacrev(path))(start) / 2
-    for third in (False, True):
-        update = estimate("second_order", objective, GROUP, systems(objective)[form], third=third)
+    for name in ("second_order", "second_order_cubic"):
+        update = estimate(name, objective, GROUP, systems(objective)[form])
         close(update.delta, taylor)
-    assert len(update.solutions) == 2
+        assert len(update.solutions) == 2
 
 
 def test_ridge_second_order_has_the_published_coefficients():
@@ -265,7 +273,7 @@ def test_logistic_second_order_is_the_taylor_polynomial_only_with_the_third_deri
     start = torch.tensor(0.0).double()
     slope, bend = jacrev(path)(start), jacfwd(jacrev(path))(start)
     close(estimate("first_order", objective, group, system).delta, slope)
-    whole = estimate("second_order", objective, group, system, kind="hessian", third=True)
+    whole = estimate("second_order_cubic", objective, group, system, kind="hessian")
     close(whole.delta, slope + bend / 2)
     published = estimate("second_order", objective, group, system, kind="hessian")
     missing = (published.delta - slope - bend / 2).norm()
@@ -275,12 +283,8 @@ def test_logistic_second_order_is_the_taylor_polynomial_only_with_the_third_deri
 def errors(convex, group: Tensor) -> dict[str, float]:
     objective, system = convex
     exact = change(objective, group)
-    estimates = {
-        name: estimate(name, objective, group, system).delta
-        for name in ("first_order", "newton", "second_order")
-    }
-    full = estimate("second_order", objective, group, system, third=True)
-    estimates["with_third"] = full.delta
+    removal = Removal(objective, group, system)
+    estimates = {name: e.update(removal).delta for name, e in ESTIMATORS.items() if not e.partial}
     return {name: ((d - exact).norm() / exact.norm()).item() for name, d in estimates.items()}
 
 
@@ -298,7 +302,7 @@ def test_second_order_with_the_third_derivative_is_nearer_than_first_for_every_g
     for seed in range(3):
         for group in (draw(200, size, seed), 3 * draw(66, size, seed)):
             found = errors(convex, group)
-            assert found["with_third"] < found["first_order"]
+            assert found["second_order_cubic"] < found["first_order"]
 
 
 def test_the_published_second_order_is_nearer_on_average_but_not_for_every_group(convex):
@@ -306,7 +310,7 @@ def test_the_published_second_order_is_nearer_on_average_but_not_for_every_group
     mean = {name: np.mean([each[name] for each in found]) for name in found[0]}
     assert mean["second_order"] < 0.7 * mean["first_order"]
     # the third derivative that it drops is of the order of what it adds
-    assert found[0]["second_order"] > found[0]["first_order"] > 4 * found[0]["with_third"]
+    assert found[0]["second_order"] > found[0]["first_order"] > 4 * found[0]["second_order_cubic"]
 
 
 def test_first_order_ranks_groups_as_exact_retraining_does(convex):
@@ -328,7 +332,7 @@ def test_first_order_ranks_groups_as_exact_retraining_does(convex):
 def test_removal_raises_the_loss_of_the_group_and_lowers_that_of_the_rest(convex):
     objective, system = convex
     group = torch.arange(0, 60, 3)
-    for name in ("first_order", "newton", "second_order"):
+    for name in ("first_order", "newton", "second_order", "second_order_cubic"):
         delta = estimate(name, objective, group, system).delta
         moved = replace(objective, network=estimators.apply_update(objective.network, delta))
         kept, kept_before = (estimators.without(o, group) for o in (moved, objective))
@@ -345,10 +349,10 @@ def test_conjugate_gradients_agree_with_the_dense_solve_on_a_net():
     dense = Dense(curvature.gauss_newton(objective), damping=0.05)
     free = MatrixFree(curvature.gauss_newton_operator(objective), damping=0.05)
     mask = torch.arange(88) % 4 == 0
-    for name in estimators.ESTIMATORS:
-        options = {"mask": mask} if name in estimators.PARTIAL else {}
-        expected = estimate(name, objective, group, dense, **options)
-        update = estimate(name, objective, group, free, **options)
+    for name in [name for name, entry in ESTIMATORS.items() if not entry.scaled]:
+        expected, update = (
+            estimate(name, objective, group, system, mask=mask) for system in (dense, free)
+        )
         assert (update.delta - expected.delta).norm() <= 1e-4 * expected.delta.norm()
         assert 0 < update.residual <= 1e-6
         assert update.iterations > 0
@@ -362,6 +366,144 @@ def test_an_indefinite_hessian_asks_for_damping():
     with pytest.raises(SolveError, match=r"not positive definite.*raise the damping"):
         estimate("first_order", objective, torch.tensor([1, 2]), free)
     estimate("first_order", objective, torch.tensor([1, 2]), replace(free, damping=0.1 - lowest))
+
+
+# --------------------------------------------------------------------- what removals share
+
+
+def sampled(count: int = 20, *, damping: float = 0.1) -> tuple[Objective, Tensor, Dense]:
+    """Give a net, positions of a sample of its items, and the damped curvature of those."""
+    objective = small_net()
+    sample = draw(objective.items, count, 1)
+    return objective, sample, Dense(curvature.gauss_newton(objective, index=sample), damping)
+
+
+def test_over_a_sample_the_group_has_the_curvature_of_its_items_in_the_sample():
+    objective, sample, system = sampled()
+    group = draw(30, 9, 2)
+    inside = group[torch.isin(group, sample)]
+    assert 2 < len(inside) < len(group)
+    kept = sample[~torch.isin(sample, group)]
+    eye = 0.1 * torch.eye(88).double()
+    of_kept = curvature.gauss_newton(objective, index=kept) + eye
+    of_group = curvature.gauss_newton(objective, index=inside) + eye
+    gradient = curvature.gradient_sum(objective, index=group)
+    removal = Removal(objective, group, system, sample=sample)
+    newton = ESTIMATORS["newton"].update(removal).delta
+    close(newton, torch.linalg.solve(of_kept, gradient) / 21)
+    hessian = system.matrix + eye
+    first = torch.linalg.solve(hessian, gradient) / 21
+    second = (1 - 18 / 30) * first + 9 / 30 * torch.linalg.solve(hessian, of_group @ first)
+    close(ESTIMATORS["second_order"].update(removal).delta, second / (1 - 9 / 30))
+    # by products alone they are the same
+    free = MatrixFree(
+        curvature.gauss_newton_operator(objective, index=sample), 0.1, tolerance=1e-12
+    )
+    for name, expected in (("newton", newton), ("second_order", second / (1 - 9 / 30))):
+        close(estimate(name, objective, group, free, sample=sample).delta, expected)
+
+
+def test_a_group_outside_the_sample_has_the_curvature_of_the_sample():
+    objective, sample, system = sampled()
+    group = torch.arange(30)[~torch.isin(torch.arange(30), sample)][:4]
+    first = estimate("first_order", objective, group, system, sample=sample).delta
+    for name in ("newton", "second_order"):
+        close(estimate(name, objective, group, system, sample=sample).delta, first)
+
+
+def test_a_group_that_holds_the_whole_sample_leaves_no_curvature():
+    objective, sample, system = sampled(4)
+    with pytest.raises(ValueError, match="group of 4 of 4 items"):
+        estimate("newton", objective, torch.arange(29), system, sample=torch.arange(4))
+
+
+def test_the_third_derivative_comes_from_the_items_that_are_given(convex):
+    objective, system = convex
+    group, some = torch.arange(0, 60, 3), torch.arange(0, 200, 2)
+    removal = Removal(objective, group, system, third_items=some)
+    first, published = (
+        ESTIMATORS[name].update(removal).delta for name in ("first_order", "second_order")
+    )
+    cubic = curvature.third_operator(objective, index=some)(first)
+    expected = published - torch.linalg.solve(system.matrix, cubic) / 2
+    close(ESTIMATORS["second_order_cubic"].update(removal).delta, expected)
+    whole = estimate("second_order_cubic", objective, group, system).delta
+    assert (whole - expected).norm() > 1e-3 * whole.norm()
+
+
+def test_a_gradient_that_is_given_takes_the_place_of_the_sum():
+    objective, system = ridge(), systems(ridge())[0]
+    gradient = curvature.gradient_sum(objective, index=GROUP)
+    update = estimate("gif", objective, GROUP, system, mask=MASK, given_gradient=3 * gradient)
+    close(update.delta, 3 * estimate("gif", objective, GROUP, system, mask=MASK).delta)
+
+
+def test_what_estimators_share_is_made_once_and_its_seconds_count_for_each(monkeypatch):
+    objective, sample, system = sampled()
+    made = {"gradient_sum": 0, "gauss_newton": 0, "mask": 0}
+
+    def counted(name: str) -> None:
+        function = getattr(curvature, name)
+
+        def call(*args: object, **options: object) -> Tensor:
+            made[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(curvature, name, call)
+
+    counted("gradient_sum")
+    counted("gauss_newton")
+
+    def mask() -> Tensor:
+        made["mask"] += 1
+        return torch.arange(88) % 4 == 0
+
+    removal = Removal(objective, GROUP % 30, system, sample=sample, mask=mask)
+    for estimator in ESTIMATORS.values():
+        update, seconds = estimator.timed(removal)
+        assert estimator.update(removal) is update
+        parts = ["gradient", *["group_curvature"] * estimator.curved]
+        assert seconds > sum(removal.seconds[part] for part in parts) > 0
+    assert made == {"gradient_sum": 1, "gauss_newton": 1, "mask": 1}
+
+
+# ------------------------------------------------------------------------------- the registry
+
+
+def test_a_scaled_estimator_has_the_same_update_and_serves_classes_alone():
+    objective, system = ridge(), systems(ridge())[0]
+    removal = Removal(objective, GROUP, system, mask=MASK)
+    plain, scaled = ESTIMATORS["gif"], ESTIMATORS["gif_scaled"]
+    assert (plain.scaled, scaled.scaled) == (False, True)
+    assert scaled.title == "GIF, scaled"
+    assert scaled.update(removal) is plain.update(removal)
+    group = Group("random", None, 3)
+    assert plain.cannot(group) is None
+    assert "classes only" in scaled.cannot(group)
+    assert scaled.cannot(Classes([0])) is None
+
+
+def halved(removal: Removal) -> Update:
+    """Go half as far as nothing but the gradient says."""
+    solution = Solution(removal.gradient, 0.0, 0, True)
+    return Update(removal.gradient / 2 / (removal.items - removal.removed), (solution,))
+
+
+def test_an_estimator_of_ones_own_is_known_by_its_name():
+    mine = Estimator("halved", "half a gradient", function=halved)
+    try:
+        ESTIMATORS.register(mine)
+        ESTIMATORS.register(estimators.scaled(mine))
+        assert list(ESTIMATORS)[-2:] == ["halved", "halved_scaled"]
+        assert ESTIMATORS["halved"].family == "influence"
+        objective = ridge()
+        gradient = curvature.gradient_sum(objective, index=GROUP)
+        for name in ("halved", "halved_scaled"):
+            update = estimate(name, objective, GROUP, systems(objective)[0])
+            close(update.delta, gradient / 66)
+    finally:
+        for name in ("halved", "halved_scaled"):
+            ESTIMATORS.unregister(name)
 
 
 # ---------------------------------------------------------------------------------- updates
@@ -415,10 +557,8 @@ def test_a_wrong_estimator_mask_or_size_is_refused():
     objective, system = ridge(), systems(ridge())[0]
     with pytest.raises(ValueError, match=r"'lissa'.*first_order.*gif"):
         estimate("lissa", objective, GROUP, system)
-    with pytest.raises(ValueError, match=r"'gif' with mask=none"):
+    with pytest.raises(ValueError, match=r"'gif' with mask=None.*give the removal a mask"):
         estimate("gif", objective, GROUP, system)
-    with pytest.raises(ValueError, match=r"'newton' with mask=given"):
-        estimate("newton", objective, GROUP, system, mask=MASK)
     with pytest.raises(ValueError, match="true for at least one parameter"):
         estimate("pif", objective, GROUP, system, mask=MASK & False)
     with pytest.raises(ValueError, match="unknown curvature 'fisher'"):

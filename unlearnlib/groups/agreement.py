@@ -115,8 +115,23 @@ def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.
         as it is, then the remedies, then parts of the groups.
     """
     small, other = (rows[rows["percent"] <= percent] for rows in (table, stronger))
+    return pd.DataFrame(
+        [
+            {
+                "attempt": name,
+                "groups": len(rows),
+                "rank_correlation": spearmanr(rows[column], rows["actual_test"]).statistic,
+                "wrong_sign": int((rows[column] * rows["actual_test"] < 0).sum()),
+            }
+            for name, (rows, column) in _attempts(small, other).items()
+        ]
+    )
+
+
+def _attempts(small: pd.DataFrame, other: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
+    """List the rows and the column of predictions of each attempt of `remedies`."""
     first = _of(small, "first_order")
-    cases = {
+    return {
         "first order": (first, "predicted_test"),
         "test loss to first order too": (first, "predicted_test_linear"),
         **{
@@ -135,17 +150,6 @@ def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.
             for size, rows in first.groupby("percent")
         },
     }
-    return pd.DataFrame(
-        [
-            {
-                "attempt": name,
-                "groups": len(rows),
-                "rank_correlation": spearmanr(rows[column], rows["actual_test"]).statistic,
-                "wrong_sign": int((rows[column] * rows["actual_test"] < 0).sum()),
-            }
-            for name, (rows, column) in cases.items()
-        ]
-    )
 
 
 def _of(table: pd.DataFrame, estimator: str) -> pd.DataFrame:
@@ -171,7 +175,7 @@ def _agreement_marks(small: pd.DataFrame, percent: float) -> Iterator[dict]:
 
 def _order_marks(table: pd.DataFrame, percent: float) -> Iterator[dict]:
     large = table[table["percent"] > percent]
-    for estimator in ("second_order", "second_order_third"):
+    for estimator in ("second_order", "second_order_cubic"):
         groups = nearer(large, estimator)
         errors = groups.groupby("percent")[["first_order", estimator]].mean()
         units = {

@@ -13,9 +13,13 @@ a group's influence has the norm ``sqrt(1^T K_UU 1)``.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, MinLen
 from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -23,11 +27,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnlib.data import datasets
-from unlearnlib.groups import geometry
+from unlearnlib.data.requests import Group
+from unlearnlib.groups import geometry, partitions
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense
-from unlearnlib.models import architectures, models
+from unlearnlib.models import checkpoints, networks
+from unlearnlib.pipeline import seeds
 
 GRADIENTS = ("item", "loss")
 
@@ -98,7 +104,7 @@ def random_coherences(gram: Tensor, *, size: int, repeats: int, seed: int) -> Te
         raise ValueError(
             f"size={size}, repeats={repeats}: give 1 to {len(gram)} items and 1 repeat or more"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.stream(seed, "random groups")
     keys = torch.rand(repeats, len(gram), generator=generator)
     inside = torch.zeros(repeats, len(gram)).to(gram)
     return _ratios(gram, inside.scatter_(1, keys.topk(size).indices, 1.0))
@@ -160,7 +166,7 @@ def similarity_correlation(
         raise ValueError(f"unknown metric {metric!r}; choose one of {list(geometry.METRICS)}")
     if len(gram) < 2 or pairs < 3:
         raise ValueError(f"{len(gram)} items, pairs={pairs}: give 2 items and 3 pairs or more")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.stream(seed, "pairs of items")
     first = torch.randint(len(gram), (pairs,), generator=generator)
     offset = torch.randint(1, len(gram), (pairs,), generator=generator)
     second = (first + offset) % len(gram)
@@ -172,7 +178,7 @@ def similarity_correlation(
 
 
 def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
-    """Set three clusters of k-means beside the parts near, moderate and far of `geometry.partition`.
+    """Set three clusters of k-means beside the parts near, moderate and far of `partitions.partition`.
 
     Args:
         features: ``[M, D]``; for the cosine metric k-means sees them at length 1.
@@ -189,14 +195,14 @@ def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
     if len(features) < 4:
         raise ValueError(f"{len(features)} items for 3 clusters: give 4 or more")
     anchor = features.double().mean(0)
-    parts = geometry.partition(geometry.distances(features, anchor, metric=metric))
+    parts = partitions.partition(geometry.distances(features, anchor, metric=metric))
     if sum(len(part) > 0 for part in parts.values()) < 2:
         raise ValueError("all items are at the same distance, so there are no parts to compare")
     part_of = torch.empty(len(features), dtype=torch.int64)
     for number, part in enumerate(parts.values()):
         part_of[part] = number
     rows = (F.normalize(features.double()) if metric == "cosine" else features.double()).numpy()
-    found = KMeans(3, n_init=5, random_state=seed).fit_predict(rows)
+    found = KMeans(3, n_init=5, random_state=seeds.derive(seed, "k-means")).fit_predict(rows)
     return {
         "adjusted_rand": float(adjusted_rand_score(part_of.numpy(), found)),
         "silhouette_clusters": float(silhouette_score(rows, found, metric=metric)),
@@ -207,14 +213,56 @@ def clusters(features: Tensor, *, metric: str, seed: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------ run
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+        pools: pairs of items drawn from the label, and of neighbours k, nearest and farthest.
+        curvature_items: training items that form H, drawn at random; at most all.
+        repeats: random groups of k items.
+        pairs: pairs of items for the correlation of similarities.
+
+    Raises:
+        ValueError: neighbours that would be both nearest and farthest.
+    """
+
+    pools: Annotated[tuple[tuple[int, int], ...], MinLen(1)]
+    curvature_items: Annotated[int, Ge(1)]
+    repeats: Annotated[int, Ge(1)]
+    pairs: Annotated[int, Ge(3)]
+
+    def __post_init__(self) -> None:
+        for items, neighbours in self.pools:
+            if not 1 <= neighbours <= items // 2:
+                raise ValueError(
+                    f"pools holds {neighbours} neighbours of {items} items: nearest and farthest "
+                    f"would overlap; give 1 to {items // 2}"
+                )
+
+
+def run(
+    *,
+    data: Path,
+    original: Path,
+    spaces: dict[str, Path],
+    label: int,
+    l2: float,
+    damping: float,
+    settings: Settings,
+    seed: int,
+) -> dict[str, Any]:
     """Measure the coherence of nearest and farthest items of one label, for one model of a sweep.
 
     Args:
-        spec: ``data`` (file of the data set), ``compact`` and ``vit`` (files of models; influences
-            are those of ``compact``, feature spaces are both), ``label``, ``seed``, ``l2``,
-            ``damping``, ``curvature_items`` (training items that form H), ``pools`` (pairs of items
-            drawn from the label and of neighbours k), ``repeats`` (random groups), ``pairs``.
+        data: file of the data set.
+        original: file of the model whose influences are meant.
+        spaces: by name, files of the models whose features say what lies close together.
+        label: the class.
+        l2: λ of the training of `original`.
+        damping: added to the diagonal of H.
+        settings: see `Settings`.
+        seed: of all draws.
 
     Returns:
         ``rows``, one for each pool, space, metric and kind of gradient; ``norms`` (a tensor ``[M]``
@@ -222,95 +270,103 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         largest pool; ``residual``, the largest of the solves.
 
     Raises:
-        ValueError: a pool above the size of its class, or neighbours that would be both nearest and
-            farthest.
+        RequestError: a pool above the size of its class.
     """
-    images, labels = datasets.split(datasets.load(spec["data"]), "train")
-    pools = sorted(spec["pools"])
-    for items, neighbours in pools:
-        _check_pool(items, neighbours)
-    draw = {"label": spec["label"], "seed": spec["seed"]}
-    pool = geometry.coherent_group(labels, size=pools[-1][0], **draw)
-    network = models.load(spec["compact"]).eval()
-    grams, residual = _grams(network, images, labels, pool, spec)
-    spaces = {
-        name: architectures.penultimate(models.load(spec[name]), images[pool])
-        for name in ("compact", "vit")
-    }
-    logits = models.predict(network, images[pool])
-    losses = F.cross_entropy(logits, labels[pool], reduction="none")
+    images, labels = datasets.split(datasets.load(data), "train")
+    objective = Objective(checkpoints.load(original).eval(), images, labels, l2=l2)
+    system = _system(objective, damping, settings.curvature_items, seed)
+    pools = sorted(settings.pools)
+    drawn = Group("coherent", label, pools[-1][0], seed).positions(labels)
+    pool, residual = _measured(objective, system, drawn, spaces)
     rows = []
     for items, neighbours in pools:
-        # draws with one seed are nested, so a smaller pool is part of the largest
-        inside = torch.searchsorted(pool, geometry.coherent_group(labels, size=items, **draw))
-        sizes = {"items": items, "neighbours": neighbours}
-        inner = {kind: gram[inside][:, inside] for kind, gram in grams.items()}
-        parts = {name: features[inside] for name, features in spaces.items()}
-        rows += [sizes | row for row in _rows(parts, inner, losses[inside], neighbours, spec)]
+        # draws of one seed are nested, so a smaller pool is part of the largest
+        smaller = Group("coherent", label, items, seed).positions(labels)
+        rows += _rows(pool.part(torch.searchsorted(drawn, smaller)), neighbours, settings, seed)
     return {
         "rows": rows,
-        "norms": {kind: norms(gram).float() for kind, gram in grams.items()},
-        "losses": losses,
+        "norms": {kind: norms(gram).float() for kind, gram in pool.grams.items()},
+        "losses": pool.losses,
         "distances": {
             f"{name}-{metric}": _from_centroid(features, metric).float()
-            for name, features in spaces.items()
+            for name, features in pool.spaces.items()
             for metric in geometry.METRICS
         },
         "residual": residual,
     }
 
 
-def _check_pool(items: int, neighbours: int) -> None:
-    if not 1 <= neighbours <= items // 2:
-        raise ValueError(
-            f"{neighbours} neighbours of {items} items: nearest and farthest would overlap; give 1 "
-            f"to {items // 2}"
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Hold what is measured of M items of one label.
+
+    Attributes:
+        spaces: by name, features ``[M, D]``.
+        grams: by kind of gradient, ``[M, M]``.
+        losses: cross-entropies ``[M]``, in nats.
+    """
+
+    spaces: dict[str, Tensor]
+    grams: dict[str, Tensor]
+    losses: Tensor
+
+    def part(self, inside: Tensor) -> "Pool":
+        """Return the same of the items at some positions."""
+        return Pool(
+            {name: features[inside] for name, features in self.spaces.items()},
+            {kind: gram[inside][:, inside] for kind, gram in self.grams.items()},
+            self.losses[inside],
         )
+
+
+def _measured(
+    objective: Objective, system: Dense, items: Tensor, spaces: dict[str, Path]
+) -> tuple[Pool, float]:
+    """Measure items, and return the largest residual of the solves as well."""
+    images, labels = objective.inputs[items], objective.targets[items]
+    grams, residual = influence_grams(objective, system, items)
+    features = {
+        name: networks.penultimate(checkpoints.load(path), images) for name, path in spaces.items()
+    }
+    logits = networks.predict(objective.network, images)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return Pool(features, grams, losses), residual
 
 
 def _from_centroid(features: Tensor, metric: str) -> Tensor:
     return geometry.distances(features, features.double().mean(0), metric=metric)
 
 
-def _grams(
-    network: torch.nn.Module, images: Tensor, labels: Tensor, pool: Tensor, spec: dict[str, Any]
-) -> tuple[dict[str, Tensor], float]:
-    """Form H on a random part of the training items, and the Gram matrices of the pool."""
-    objective = Objective(network, images, labels, l2=spec["l2"])
-    generator = torch.Generator().manual_seed(spec["seed"])
-    part = torch.randperm(len(labels), generator=generator)[: spec["curvature_items"]]
-    system = Dense(curvature.gauss_newton(objective, index=part), spec["damping"])
-    return influence_grams(objective, system, pool)
+def _system(objective: Objective, damping: float, items: int, seed: int) -> Dense:
+    """Form H on a random part of the training items."""
+    order = torch.randperm(objective.items, generator=seeds.stream(seed, "curvature sample"))
+    return Dense(curvature.gauss_newton(objective, index=order[:items]), damping)
 
 
-def _rows(
-    spaces: dict[str, Tensor],
-    grams: dict[str, Tensor],
-    losses: Tensor,
-    neighbours: int,
-    spec: dict[str, Any],
-) -> Iterator[dict[str, Any]]:
+def _rows(pool: Pool, neighbours: int, settings: Settings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each space, metric and kind of gradient of one pool."""
-    options = {"size": neighbours, "repeats": spec["repeats"], "seed": spec["seed"]}
-    drawn = {kind: random_coherences(gram, **options) for kind, gram in grams.items()}
-    for space, features in spaces.items():
-        for metric in geometry.METRICS:
-            ends = {"label": 0, "k": neighbours, "metric": metric}
-            same = torch.zeros(len(features), dtype=torch.int64)
-            near = geometry.neighbours(features, same, **ends)
-            far = geometry.neighbours(features, same, farthest=True, **ends)
-            found = clusters(features, metric=metric, seed=spec["seed"])
-            for kind, gram in grams.items():
-                pairs = {"metric": metric, "pairs": spec["pairs"], "seed": spec["seed"]}
-                yield {
-                    "space": space,
-                    "metric": metric,
-                    "gradient": kind,
-                    **_contrast(gram, losses, near, far, _from_centroid(features, metric)),
-                    **_band(drawn[kind]),
-                    "similarity_correlation": similarity_correlation(features, gram, **pairs),
-                    **found,
-                }
+    options = {"size": neighbours, "repeats": settings.repeats, "seed": seed}
+    drawn = {kind: random_coherences(gram, **options) for kind, gram in pool.grams.items()}
+    same = torch.zeros(len(pool.losses), dtype=torch.int64)
+    for (space, features), metric in product(pool.spaces.items(), geometry.METRICS):
+        ends = {"label": 0, "k": neighbours, "metric": metric}
+        near = geometry.neighbours(features, same, **ends)
+        far = geometry.neighbours(features, same, farthest=True, **ends)
+        found = clusters(features, metric=metric, seed=seed)
+        distances = _from_centroid(features, metric)
+        pairs = {"metric": metric, "pairs": settings.pairs, "seed": seed}
+        for kind, gram in pool.grams.items():
+            yield {
+                "items": len(pool.losses),
+                "neighbours": neighbours,
+                "space": space,
+                "metric": metric,
+                "gradient": kind,
+                **_contrast(gram, pool.losses, near, far, distances),
+                **_band(drawn[kind]),
+                "similarity_correlation": similarity_correlation(features, gram, **pairs),
+                **found,
+            }
 
 
 def _contrast(

@@ -6,34 +6,55 @@ here it misses by its own approximation, not by the training (Koh et al. 2019, s
 """
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnlib.data import datasets
-from unlearnlib.groups.geometry import coherent_group, distances, random_group
+from unlearnlib.data.requests import Group, RequestError
+from unlearnlib.groups.geometry import distances
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.estimators import apply_update, estimate, without
+from unlearnlib.influence.estimators import Estimator, Removal, apply_update, without
 from unlearnlib.influence.solvers import Dense, Operator, conjugate_gradient
 from unlearnlib.models.architectures import Logistic
+from unlearnlib.pipeline import clock, seeds
+from unlearnlib.pipeline.records import Record
 
 KINDS = ("random", "coherent", "neighbours")
-# name in tables: estimator of `influence`, with its third-derivative term or not, and its scale
-ESTIMATORS = {
-    "first_order": ("first_order", False, 1.0),
-    "newton": ("newton", False, 1.0),
-    "second_order": ("second_order", False, 1.0),
-    "second_order_third": ("second_order", True, 1.0),
-    "first_order_x1.5": ("first_order", False, 1.5),
-    "first_order_x2": ("first_order", False, 2.0),
-    "first_order_x3": ("first_order", False, 3.0),
-}
+LONGER = (1.5, 2.0, 3.0)  # times the step of the first order: does a longer one mend it?
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One regression, and the sizes of the groups that are removed from it.
+
+    Attributes:
+        items: n, training images, drawn at random.
+        pool: height and width of the squares of pixels that are averaged.
+        l2: λ, on weights and biases alike.
+        percents: of n that a group takes.
+
+    Raises:
+        ValueError: a percentage that is not above 0 and below 100.
+    """
+
+    items: Annotated[int, Ge(2)]
+    pool: Annotated[int, Ge(1)]
+    l2: Annotated[float, Gt(0)]
+    percents: Annotated[tuple[float, ...], MinLen(1)]
+
+    def __post_init__(self) -> None:
+        if not self.percents or not all(0 < percent < 100 for percent in self.percents):
+            raise ValueError(
+                f"percents={list(self.percents)}: give at least one, each above 0 and below 100"
+            )
 
 
 class ConvergenceError(ArithmeticError):
@@ -110,47 +131,74 @@ def _descend(objective: Objective, direction: Tensor, gradient: Tensor) -> bool:
 # --------------------------------------------------------------------------------- groups
 
 
-def draw(
-    kind: str, images: Tensor, labels: Tensor, *, size: int, seed: int, label: int | None = None
-) -> Tensor:
-    """Draw a group of one kind.
+@dataclass(frozen=True)
+class Neighbours:
+    """Ask for the images nearest in pixels to one drawn at random, whatever their class.
+
+    Attributes:
+        size: items, the one drawn among them.
+        seed: of the draw.
+    """
+
+    size: int
+    seed: int = 0
+
+    mode = "neighbours"
+    label = None
+
+    def positions(self, images: Tensor) -> Tensor:
+        """Find the group among images ``[N, ...]``: positions int64 ``[size]``, nearest first.
+
+        Raises:
+            RequestError: no size, or all items.
+        """
+        if not 1 <= self.size < len(images):
+            raise RequestError(
+                f"size={self.size} of {len(images)} items: give 1 to {len(images) - 1}"
+            )
+        pixels = images.flatten(1)
+        (anchor,) = Group("random", None, 1, self.seed).positions(torch.zeros(len(images)).long())
+        return distances(pixels, pixels[anchor]).argsort(stable=True)[: self.size]
+
+
+def draw(request: Group | Neighbours, objective: Objective) -> Tensor:
+    """Draw a group from the items of an objective: positions int64 ``[size]``."""
+    if isinstance(request, Neighbours):
+        return request.positions(objective.inputs)
+    return request.positions(objective.targets)
+
+
+def groups(
+    kind: str, targets: Tensor, *, percents: Sequence[float], labels: Sequence[int], seed: int
+) -> Iterator[Group | Neighbours]:
+    """List the groups of one kind, smallest first, as far as the items of a class reach.
+
+    Each size has another seed, so that no group contains the one before.
 
     Args:
-        kind: ``random``, ``coherent`` (from one class) or ``neighbours``: the images nearest in
-            pixels to one drawn at random, that one among them, whatever their class.
-        images: ``[N, ...]``.
-        labels: ``[N]``.
-        size: items of the group.
-        seed: of the draw.
-        label: class of a coherent group.
-
-    Returns:
-        positions int64 ``[size]``.
+        kind: ``random``, ``coherent`` (from one class) or ``neighbours``.
+        targets: ``[n]``, classes of the items.
+        percents: of n that a group takes.
+        labels: classes of the coherent groups.
+        seed: of the draws.
 
     Raises:
-        ValueError: unknown kind, or a size that the class or the data cannot give.
+        ValueError: unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose one of {list(KINDS)}")
-    if kind == "coherent":
-        return coherent_group(labels, label=label, size=size, seed=seed)
-    if kind == "random":
-        return random_group(len(labels), size=size, seed=seed)
-    if not 1 <= size < len(labels):
-        raise ValueError(f"size={size} of {len(labels)} items: give 1 to {len(labels) - 1}")
-    pixels = images.flatten(1)
-    anchor = random_group(len(labels), size=1, seed=seed)
-    return distances(pixels, pixels[anchor[0]]).argsort(stable=True)[:size]
+    for label in labels if kind == "coherent" else [None]:
+        most = len(targets) - 1 if label is None else int((targets == label).sum())
+        for number, size in enumerate(sizes(percents, items=len(targets), most=most)):
+            drawn = seeds.derive(seed, "convex group", number)
+            if kind == "neighbours":
+                yield Neighbours(size, drawn)
+            else:
+                yield Group(kind, label, size, drawn)
 
 
-def sizes(percents: list[float], *, items: int, most: int) -> list[int]:
-    """Turn percentages of the items into group sizes, without those above ``most``.
-
-    Raises:
-        ValueError: no percentage, or one that is not above 0 and below 100.
-    """
-    if not percents or not all(0 < percent < 100 for percent in percents):
-        raise ValueError(f"percents={percents}: give at least one, each above 0 and below 100")
+def sizes(percents: Sequence[float], *, items: int, most: int) -> list[int]:
+    """Turn percentages of the items into group sizes, without those above ``most``."""
     counts = [max(1, round(items * percent / 100)) for percent in percents]
     return [count for count in counts if count <= most]
 
@@ -177,78 +225,92 @@ class Fit:
     minimum: Minimum
 
 
-def fit(dataset: datasets.Dataset, *, items: int, pool: int, l2: float, seed: int) -> Fit:
+def fit(dataset: datasets.Dataset, *, settings: Settings, seed: int) -> Fit:
     """Fit the regression to a random part of the training split, to convergence.
 
     Args:
         dataset: its test split serves the test loss alone.
-        items: n, training images, drawn at random.
-        pool: height and width of the squares of pixels that are averaged.
-        l2: λ, on weights and biases alike.
-        seed: of the draw.
+        settings: see `Settings`.
+        seed: of the draw of the images.
 
     Raises:
         ValueError: more items than there are, or a pool that does not divide the images.
     """
     images, labels = datasets.split(dataset, "train")
-    if not 1 < items <= len(labels):
-        raise ValueError(f"items={items} of {len(labels)} training images: give 2 to {len(labels)}")
-    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:items]
-    inputs = _pooled(images[chosen], pool)
-    network = Logistic(num_classes=datasets.NUM_CLASSES, side=inputs.shape[-1]).double().eval()
+    if not settings.items <= len(labels):
+        raise ValueError(
+            f"items={settings.items} of {len(labels)} training images: give 2 to {len(labels)}"
+        )
+    generator = seeds.stream(seed, "items of the regression")
+    chosen = torch.randperm(len(labels), generator=generator)[: settings.items]
+    inputs = _pooled(images[chosen], settings.pool)
+    network = Logistic(num_classes=dataset.num_classes, side=inputs.shape[-1]).double().eval()
     curvature.assign(network, torch.zeros_like(curvature.flatten(network)))
-    objective = Objective(network, inputs, labels[chosen], l2=l2, batch_size=2000)
+    objective = Objective(network, inputs, labels[chosen], l2=settings.l2, batch_size=2000)
     minimum = minimise(objective)
     images, labels = datasets.split(dataset, "test")
-    test = replace(objective, inputs=_pooled(images, pool), targets=labels, l2=0.0)
+    test = replace(objective, inputs=_pooled(images, settings.pool), targets=labels, l2=0.0)
     matrix = curvature.gauss_newton(replace(objective, batch_size=200))
     slope = curvature.gradient_sum(test) / test.items
     return Fit(objective, test, slope, Dense(matrix), minimum)
 
 
 def _pooled(images: Tensor, pool: int) -> Tensor:
-    if pool < 1 or images.shape[-1] % pool:
+    if images.shape[-1] % pool:
         raise ValueError(f"pool={pool} does not divide {images.shape[-1]} pixels; give 1, 2 or 4")
     return F.avg_pool2d(images.double(), pool)
 
 
-def removal(fitted: Fit, group: Tensor) -> dict[str, Any]:
-    """Compare every estimator with exact retraining for one group.
+def compare(
+    fitted: Fit, group: Tensor, estimators: Sequence[Estimator], *, name: str
+) -> dict[str, Any]:
+    """Compare estimators with exact retraining for one group.
+
+    Args:
+        fitted: the regression.
+        group: positions ``[m]``.
+        estimators: to compare; the first order also at the scales of `LONGER`.
+        name: of the group; the seconds of ``<name>/retrain`` and ``<name>/<estimator>`` are timed.
 
     Returns:
         ``steps`` and ``gradient_norm`` of retraining; ``actual``: its ``norm`` ``‖δ‖``, and the
         changes of mean cross-entropy on the group (``self``) and on the test images (``test``), in
-        nats; ``estimates``: for each estimator the same three as predicted, evaluated at θ̂ + δ,
-        ``linear``, the change of the test loss to first order in δ, and ``parameter_error``
-        ``‖δ - δ*‖ / ‖δ*‖``, ``cosine``, ``residual`` of its solves and ``seconds``.
+        nats; ``estimates``: by name, which for a longer step ends in its scale (``_x2``), the
+        ``estimator``, the same three as predicted, evaluated at θ̂ + δ, ``linear``, the change of
+        the test loss to first order in δ, and ``parameter_error`` ``‖δ - δ*‖ / ‖δ*‖``, ``cosine``
+        and ``residual`` of its solves.
     """
-    started = time.perf_counter()
-    kept = without(fitted.objective, group)
-    retrained = apply_update(kept.network, torch.zeros_like(fitted.system.matrix[0]))
-    minimum = minimise(replace(kept, network=retrained), preconditioner=fitted.system.inverse)
-    seconds = time.perf_counter() - started
-    exact = curvature.flatten(retrained) - curvature.flatten(kept.network)
+    with clock.timed(f"{name}/retrain"):
+        exact, minimum = _retrained(fitted, group)
     rows = {}
-    for name, (estimator, third, scale) in ESTIMATORS.items():
-        started = time.perf_counter()
-        update = estimate(
-            estimator, fitted.objective, group, fitted.system, kind="hessian", third=third
-        )
-        spent = time.perf_counter() - started
-        delta = scale * update.delta
-        rows[name] = _changes(fitted, group, delta) | _errors(delta, exact)
-        rows[name] |= {
-            "linear": (fitted.slope @ delta).item(),
-            "residual": update.residual,
-            "seconds": spent,
-        }
+    # the network is linear in its parameters, so that the Hessian is the Gauss-Newton matrix
+    removal = Removal(fitted.objective, group, fitted.system, kind="hessian")
+    for estimator in estimators:
+        update, seconds = estimator.timed(removal)
+        clock.add(f"{name}/{estimator.name}", seconds)
+        for scale in (1.0, *LONGER) if estimator.name == "first_order" else (1.0,):
+            row = estimator.name if scale == 1 else f"{estimator.name}_x{scale:g}"
+            facts = {"estimator": estimator.name, "residual": update.residual}
+            rows[row] = facts | _measured(fitted, group, scale * update.delta, exact)
     return {
         "steps": minimum.steps,
         "gradient_norm": minimum.gradient_norm,
-        "seconds": seconds,
         "actual": _changes(fitted, group, exact),
         "estimates": rows,
     }
+
+
+def _retrained(fitted: Fit, group: Tensor) -> tuple[Tensor, Minimum]:
+    """Minimise without a group, and return the exact change of the parameters."""
+    kept = without(fitted.objective, group)
+    retrained = apply_update(kept.network, torch.zeros_like(fitted.system.matrix[0]))
+    minimum = minimise(replace(kept, network=retrained), preconditioner=fitted.system.inverse)
+    return curvature.flatten(retrained) - curvature.flatten(kept.network), minimum
+
+
+def _measured(fitted: Fit, group: Tensor, delta: Tensor, exact: Tensor) -> dict[str, float]:
+    linear = {"linear": (fitted.slope @ delta).item()}
+    return _changes(fitted, group, delta) | _errors(delta, exact) | linear
 
 
 def _changes(fitted: Fit, group: Tensor, delta: Tensor) -> dict[str, float]:
@@ -272,66 +334,78 @@ def _errors(delta: Tensor, exact: Tensor) -> dict[str, float]:
     }
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+def run(
+    *,
+    data: Path,
+    settings: Settings,
+    estimators: Sequence[Estimator],
+    kind: str,
+    labels: Sequence[int],
+    seed: int,
+) -> dict[str, Any]:
     """Run one task of the control: a fit, and the groups of one kind.
 
     Args:
-        spec: ``data`` (file of the data set), ``seed`` (of the training images and the groups),
-            ``items``, ``pool`` and ``l2`` as in `fit`, ``kind``, ``labels`` (of coherent groups)
-            and ``percents`` of the items.
+        data: file of the data set.
+        settings: see `Settings`.
+        estimators: to compare; the first order also at the scales of `LONGER`.
+        kind: a name in `KINDS`.
+        labels: classes of the coherent groups.
+        seed: of the training images and the groups.
 
     Returns:
-        ``minimum``: gradient norm and steps of the fit; ``groups``: for each ``label`` (-1 where
-        there is none) and ``size`` what `removal` returns.
+        ``minimum``: gradient norm and steps of the fit; ``groups``: for each ``label`` (None where
+        there is none) and ``size`` what `compare` returns.
     """
-    options = {key: spec[key] for key in ("items", "pool", "l2", "seed")}
-    fitted = fit(datasets.load(spec["data"]), **options)
-    groups = [
-        {"label": -1 if label is None else label, "size": len(group)} | removal(fitted, group)
-        for label, group in _groups(fitted.objective, spec)
-    ]
-    return {"minimum": vars(fitted.minimum).copy(), "groups": groups}
+    fitted = fit(datasets.load(data), settings=settings, seed=seed)
+    objective = fitted.objective
+    asked = groups(kind, objective.targets, percents=settings.percents, labels=labels, seed=seed)
+    rows = []
+    for request in asked:
+        facts = {"label": request.label, "size": request.size}
+        found = compare(fitted, draw(request, objective), estimators, name=_name(**facts))
+        rows.append(facts | found)
+    return {"minimum": vars(fitted.minimum).copy(), "groups": rows}
 
 
-def _groups(objective: Objective, spec: dict[str, Any]) -> Iterator[tuple[int | None, Tensor]]:
-    """Draw the groups of a task: label and positions, smallest first."""
-    for label in spec["labels"] if spec["kind"] == "coherent" else [None]:
-        most = objective.items - 1
-        if label is not None:
-            most = int((objective.targets == label).sum())
-        for number, size in enumerate(sizes(spec["percents"], items=objective.items, most=most)):
-            # another seed for each size, so that no group contains the one before
-            yield (
-                label,
-                draw(
-                    spec["kind"], objective.inputs, objective.targets, size=size, label=label,
-                    seed=1000 * spec["seed"] + number,
-                ),
-            )  # fmt: skip
+def _name(*, label: int | None, size: int) -> str:
+    """Name a group among those of a task."""
+    return f"{size}" if label is None else f"label{label}-{size}"
 
 
-def table_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table_rows(found: dict[str, Record]) -> list[dict[str, Any]]:
     """List the results of a sweep of `run`, a row for each group and estimator."""
     return [
-        {
-            "kind": record["spec"]["kind"],
-            "label": group["label"] if group["label"] >= 0 else math.nan,
-            "size": group["size"],
-            "percent": 100 * group["size"] / record["spec"]["items"],
-            "seed": record["spec"]["seed"],
-            "estimator": name,
-            "parameter_error": row["parameter_error"],
-            "cosine": row["cosine"],
-        }
+        _facts(record, group)
+        | {"estimator": name, "parameter_error": row["parameter_error"], "cosine": row["cosine"]}
         | {
             f"{side}_{key}": values[key]
             for key in ("norm", "self", "test")
             for side, values in (("predicted", row), ("actual", group["actual"]))
         }
-        | {"predicted_test_linear": row["linear"]}
-        | {"residual": row["residual"], "seconds": row["seconds"]}
-        | {"retrain_seconds": group["seconds"], "retrain_gradient_norm": group["gradient_norm"]}
-        for record in records
-        for group in record["result"]["groups"]
+        | {"predicted_test_linear": row["linear"], "residual": row["residual"]}
+        | _seconds(record, group, row["estimator"])
+        | {"retrain_gradient_norm": group["gradient_norm"]}
+        for record in found.values()
+        for group in record.result["groups"]
         for name, row in group["estimates"].items()
     ]
+
+
+def _facts(record: Record, group: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": record.arguments["kind"],
+        "label": math.nan if group["label"] is None else group["label"],
+        "size": group["size"],
+        "percent": 100 * group["size"] / record.arguments["settings"]["items"],
+        "seed": record.arguments["seed"],
+    }
+
+
+def _seconds(record: Record, group: dict[str, Any], estimator: str) -> dict[str, float]:
+    """Look up what an estimate took, at whatever scale, and what exact retraining did."""
+    name = _name(label=group["label"], size=group["size"])
+    return {
+        "seconds": record.timings[f"{name}/{estimator}"],
+        "retrain_seconds": record.timings[f"{name}/retrain"],
+    }

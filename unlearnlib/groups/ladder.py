@@ -20,36 +20,37 @@ sample C of S.
 """
 
 import copy
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from unlearnlib.data import datasets, removal
-from unlearnlib.influence import curvature, estimators
+from unlearnlib.data import datasets
+from unlearnlib.data.datasets import Dataset
+from unlearnlib.data.requests import Group, rest
+from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.solvers import Dense, Operator, SolveError, System
+from unlearnlib.influence.estimators import Estimator, Removal, apply_update
+from unlearnlib.influence.solvers import Dense, SolveError
+from unlearnlib.measures.accuracy import percent_correct
 from unlearnlib.measures.fidelity import jensen_shannon
-from unlearnlib.models import models, retraining
+from unlearnlib.models import checkpoints, networks
+from unlearnlib.models.training import Recipe, fit
+from unlearnlib.pipeline import clock, records, seeds
+from unlearnlib.pipeline.records import Record
 
-RUNGS = (
-    "original",
-    "cold",
-    "warm",
-    "proximal",
-    "pbrf",
-    "newton",
-    "second_order",
-    "first_order",
-)
+RETRAINED = ("cold", "warm")
+ESTIMATED = ("newton", "second_order", "first_order")  # names of estimators
+RUNGS = ("original", *RETRAINED, "proximal", "pbrf", *ESTIMATED)
 GAPS = {
     "warm start": ("cold", "warm"),
     "proximity": ("warm", "proximal"),
@@ -58,7 +59,23 @@ GAPS = {
     "curvature of the group": ("newton", "second_order"),
     "second term": ("second_order", "first_order"),
 }
-_SAMPLE_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How far the proximal rungs are followed, and on how much.
+
+    Attributes:
+        curvature_items: c, images of the sample that the curvature is formed on; at most all.
+        proximal_epochs: passes over the images that stay, of the proximal rung.
+        proximal_items: images that stay, and of the group, in the response function.
+        iterations: of L-BFGS in the response function, at most.
+    """
+
+    curvature_items: Annotated[int, Ge(1)]
+    proximal_epochs: Annotated[int, Ge(1)]
+    proximal_items: Annotated[int, Ge(1)]
+    iterations: Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,86 +123,11 @@ def prepare(
     if curvature_items < 1:
         raise ValueError(f"curvature_items={curvature_items}: give at least 1, such as 10000")
     objective = Objective(network.eval(), images, labels, l2=l2, batch_size=500)
-    # the draw of a random group of the same seed must not be that of the sample
-    generator = torch.Generator().manual_seed(_SAMPLE_SEED + seed)
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=seeds.stream(seed, "curvature sample"))
     sample = order[:curvature_items]
     matrix = curvature.gauss_newton(objective, index=sample)
     system = Dense(matrix, damping)
     return Setting(objective, order, sample, system)
-
-
-# --------------------------------------------------------------------------- influence steps
-
-
-def kept_curvature(setting: Setting, group: Tensor) -> System:
-    """Return the curvature of S∖U as that of C∖U, which is positive definite.
-
-    ``(n H_C - m H_U) / (n - m)``, with the sample's curvature minus that of *all* of U, may be
-    indefinite, as C does not hold all of U. The mean over C∖U estimates the same and is a sum of
-    squares.
-
-    Raises:
-        ValueError: nothing of C is left.
-    """
-    inside = _inside(setting, group)
-    if len(inside) == 0:
-        return setting.system
-    # what only U has seen keeps no curvature but damping, so that conjugate gradients are slow
-    return estimators.kept_system(
-        setting.system,
-        curvature.gauss_newton(setting.objective, index=inside),
-        items=len(setting.sample),
-        removed=len(inside),
-    )
-
-
-def group_curvature(setting: Setting, group: Tensor) -> Operator:
-    """Return the product with the mean curvature of U, damped, as that of C∩U.
-
-    A curvature of all of U beside one of C would have directions that C has not seen, in which the
-    second order grows without bound. Where C holds nothing of U it is that of C.
-    """
-    inside = _inside(setting, group)
-    if len(inside) == 0:
-        return setting.system.apply
-    product = curvature.gauss_newton_operator(setting.objective, index=inside)
-    return estimators.damped(product, setting.system.damping)
-
-
-def _inside(setting: Setting, group: Tensor) -> Tensor:
-    return group[torch.isin(group, setting.sample)]
-
-
-def steps(setting: Setting, group: Tensor) -> dict[str, dict[str, Any]]:
-    """Estimate the removal of a group by each influence estimator of the ladder.
-
-    Returns:
-        by rung: ``delta`` ``[P]``, ``residual`` of its solves and ``seconds``.
-    """
-    objective = setting.objective
-    started = time.perf_counter()
-    gradient = curvature.gradient_sum(objective, index=group)
-    shared = time.perf_counter() - started
-    counts = {"items": objective.items, "removed": len(group)}
-    of_group = group_curvature(setting, group)
-    calls: dict[str, Callable[[], estimators.Update]] = {
-        "newton": lambda: estimators.newton(gradient, kept_curvature(setting, group), **counts),
-        "second_order": lambda: estimators.second_order(
-            gradient, setting.system, of_group, **counts
-        ),
-        "first_order": lambda: estimators.first_order(gradient, setting.system, **counts),
-    }
-    found = {}
-    for name, call in calls.items():
-        started = time.perf_counter()
-        update = call()
-        found[name] = {
-            "delta": update.delta,
-            "residual": update.residual,
-            "seconds": shared + time.perf_counter() - started,
-        }
-    return found
 
 
 # --------------------------------------------------------------------------- proximal rungs
@@ -197,23 +139,17 @@ def train_near(
     labels: Tensor,
     *,
     damping: float,
-    l2: float,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    recipe: Recipe,
     seed: int,
 ) -> nn.Module:
-    """Train a copy as `retraining.fit` does, with ``damping/2 ‖θ - θ̂‖²`` added to the loss.
+    """Train a copy by `training.fit`, with ``damping/2 ‖θ - θ̂‖²`` added to the loss.
 
     Args:
         network: at θ̂; stays as it is.
         images: ``[N, C, H, W]`` that stay.
         labels: ``[N]``.
         damping: weight of the proximal term.
-        l2: λ.
-        epochs: passes over the images.
-        batch_size: images a step.
-        learning_rate: peak of the one-cycle rate of Adam.
+        recipe: of the training.
         seed: of the order of the images.
 
     Raises:
@@ -224,10 +160,7 @@ def train_near(
         p.register_hook(
             lambda slope, p=p, anchor=anchor: slope + damping * (p.detach() - anchor.detach())
         )
-    retraining.fit(
-        trained, images, labels, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, l2=l2, seed=seed,
-    )  # fmt: skip
+    fit(trained, images, labels, recipe=recipe, seed=seed)
     return trained.eval()
 
 
@@ -331,8 +264,8 @@ def _sampled(
     """
     network = objective.network
     inputs, outside = objective.inputs[kept], objective.inputs[removed]
-    targets = models.predict(network, inputs).softmax(1)
-    outputs = models.predict(network, outside)
+    targets = networks.predict(network, inputs).softmax(1)
+    outputs = networks.predict(network, outside)
     slopes = F.one_hot(objective.targets[removed], outputs.shape[1]) - outputs.softmax(1)
 
     def value(theta: Tensor) -> tuple[float, Tensor]:
@@ -383,9 +316,10 @@ def compare(
     for rung, parts in outputs.items():
         scores[rung] = {"item_correlation": _rank(losses[rung] - losses["original"], wanted)}
         for part, logits in parts.items():
-            correct = (logits.argmax(1) == labels[part]).double().mean()
-            loss = F.cross_entropy(logits.double(), labels[part])
-            scores[rung] |= {f"{part}_accuracy": 100 * correct.item(), f"{part}_loss": loss.item()}
+            scores[rung] |= {
+                f"{part}_accuracy": percent_correct(logits, labels[part]),
+                f"{part}_loss": F.cross_entropy(logits.double(), labels[part]).item(),
+            }
     measures = {"divergence": jensen_shannon, "distance": logit_distance}
     pairs = {
         f"{name}_{part}": torch.tensor(
@@ -399,108 +333,165 @@ def compare(
 
 def _rank(changes: Tensor, wanted: Tensor) -> float:
     if len(changes) < 2 or changes.eq(changes[0]).all() or wanted.eq(wanted[0]).all():
-        return float("nan")
+        return nan
     return float(spearmanr(changes.numpy(), wanted.numpy()).statistic)
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+# ------------------------------------------------------------------------------------- climb
+
+
+def run(
+    *,
+    data: Path,
+    original: Path,
+    models: dict[str, dict[str, Path]],
+    requests: list[Group],
+    estimators: list[Estimator],
+    recipe: Recipe,
+    damping: float,
+    settings: Settings,
+    seed: int,
+) -> dict[str, Any]:
     """Climb the ladder for all groups of one original model.
 
     Args:
-        spec: ``data`` (file of the data set), ``original`` (file of the model), ``groups``:
-            requests as in `removal.draw`; for the i-th of them ``cold_i`` and ``warm_i``, files of
-            the retrained models; ``l2``, ``damping``, ``curvature_items``, ``seed`` as in
-            `prepare`; ``proximal_epochs``, ``batch_size`` and ``learning_rate`` as in `train_near`;
-            ``proximal_items`` and ``iterations`` as in `respond`.
+        data: file of the data set.
+        original: file of the model.
+        models: by name of the request and of `RETRAINED`, files of the retrained models.
+        requests: the groups.
+        estimators: those of `ESTIMATED`.
+        recipe: of the original and the retrained models; its ``l2`` is λ.
+        damping: see `prepare`.
+        settings: see `Settings`.
+        seed: of the sample, and of the order of the images in the proximal rung.
 
     Returns:
-        ``groups``: for each request ``rungs`` and ``pairs`` of `compare`, where a rung also has
-        ``shift`` (``‖θ - θ̂‖``; of no use for ``cold``), ``seconds``, and where they apply
-        ``residual``, ``gradient_ratio`` and ``iterations``; ``curvature_seconds``.
+        ``groups``: for each request, in order, ``request``, and ``rungs`` and ``pairs`` of
+        `compare`, where a rung also has ``shift`` (``‖θ - θ̂‖``; of no use for ``cold``), and where
+        they apply ``residual``, ``gradient_ratio`` and ``iterations``. Timings are by
+        ``<request>/<rung>``, and ``curvature``.
     """
-    dataset = datasets.load(spec["data"])
-    options = {key: spec[key] for key in ("l2", "damping", "curvature_items", "seed")}
-    started = time.perf_counter()
-    setting = prepare(models.load(spec["original"]), *datasets.split(dataset, "train"), **options)
-    seconds = time.perf_counter() - started
-    groups = [
-        _climb(setting, dataset, request, spec, spec[f"cold_{i}"], spec[f"warm_{i}"])
-        for i, request in enumerate(spec["groups"])
-    ]
-    return {"groups": groups, "curvature_seconds": seconds}
+    dataset = datasets.load(data)
+    with clock.timed("curvature"):
+        setting = prepare(
+            checkpoints.load(original), *datasets.split(dataset, "train"),
+            l2=recipe.l2, damping=damping, curvature_items=settings.curvature_items, seed=seed,
+        )  # fmt: skip
+    groups = []
+    for request in requests:
+        retrained = {rung: checkpoints.load(models[request.name][rung]) for rung in RETRAINED}
+        rungs = {"original": Rung(setting.objective.network, {})}
+        rungs |= {name: Rung(network.eval(), {}) for name, network in retrained.items()}
+        rungs |= _proximal(setting, request, recipe, settings, seed)
+        rungs |= _estimated(setting, request, estimators)
+        groups.append({"request": asdict(request)} | _compared(setting, dataset, request, rungs))
+    return {"groups": groups}
 
 
-def _climb(
-    setting: Setting,
-    dataset: datasets.Dataset,
-    request: dict[str, Any],
-    spec: dict[str, Any],
-    cold: Path,
-    warm: Path,
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """Hold the network of a rung, and the numbers that its making left."""
+
+    network: nn.Module
+    facts: dict[str, float]
+
+
+def _proximal(
+    setting: Setting, request: Group, recipe: Recipe, settings: Settings, seed: int
+) -> dict[str, Rung]:
+    """Make the rungs between retraining and influence."""
+    objective, damping = setting.objective, setting.system.damping
+    group = request.positions(objective.targets)
+    kept = rest(objective.items, group)
+    shorter = replace(recipe, epochs=settings.proximal_epochs)
+    with clock.timed(f"{request.name}/proximal"):
+        near = train_near(
+            objective.network, objective.inputs[kept], objective.targets[kept],
+            damping=damping, recipe=shorter, seed=seed,
+        )  # fmt: skip
+    with clock.timed(f"{request.name}/pbrf"):
+        options = {"items": settings.proximal_items, "iterations": settings.iterations}
+        found = respond(setting, group, **options)
+    facts = {"gradient_ratio": found.gradient_ratio, "iterations": found.iterations}
+    response = apply_update(objective.network, found.delta)
+    return {"proximal": Rung(near, {}), "pbrf": Rung(response, facts)}
+
+
+def removal_of(setting: Setting, group: Tensor) -> Removal:
+    """Return what the estimators read to remove a group ``[m]``, curvatures from the sample."""
+    return Removal(setting.objective, group, setting.system, sample=setting.sample)
+
+
+def _estimated(setting: Setting, request: Group, estimators: list[Estimator]) -> dict[str, Rung]:
+    """Make the rungs of the influence estimators."""
+    removal = removal_of(setting, request.positions(setting.objective.targets))
+    rungs = {}
+    for estimator in estimators:
+        update, seconds = estimator.timed(removal)
+        clock.add(f"{request.name}/{estimator.name}", seconds)
+        moved = apply_update(setting.objective.network, update.delta)
+        rungs[estimator.name] = Rung(moved, {"residual": update.residual})
+    return rungs
+
+
+def _compared(
+    setting: Setting, dataset: Dataset, request: Group, rungs: dict[str, Rung]
 ) -> dict[str, Any]:
-    """Make and compare every rung for one group."""
+    """Compare all rungs of one group."""
     objective = setting.objective
-    group = removal.draw(objective.targets, request)
-    rungs: dict[str, tuple[nn.Module, dict[str, Any]]] = {"original": (objective.network, {})}
-    for name, path in (("cold", cold), ("warm", warm)):
-        rungs[name] = (models.load(path).eval(), {"seconds": models.load_record(path)["seconds"]})
-    kept = removal.rest(objective.items, group)
-    started = time.perf_counter()
-    near = train_near(
-        objective.network, objective.inputs[kept], objective.targets[kept],
-        epochs=spec["proximal_epochs"],
-        **{key: spec[key] for key in ("damping", "l2", "batch_size", "learning_rate", "seed")},
-    )  # fmt: skip
-    rungs["proximal"] = (near, {"seconds": time.perf_counter() - started})
-    started = time.perf_counter()
-    response = respond(setting, group, items=spec["proximal_items"], iterations=spec["iterations"])
-    extra = vars(response) | {"seconds": time.perf_counter() - started}
-    rungs["pbrf"] = (estimators.apply_update(objective.network, extra.pop("delta")), extra)
-    for name, step in steps(setting, group).items():
-        rungs[name] = (estimators.apply_update(objective.network, step.pop("delta")), step)
+    group = request.positions(objective.targets)
     test_images, test_labels = datasets.split(dataset, "test")
     parts = {"self": objective.inputs[group], "test": test_images}
     outputs = {
-        name: {part: models.predict(rungs[name][0], images) for part, images in parts.items()}
+        name: {part: networks.predict(rungs[name].network, x) for part, x in parts.items()}
         for name in RUNGS
     }
     scores, pairs = compare(outputs, {"self": objective.targets[group], "test": test_labels})
     theta = curvature.flatten(objective.network)
-    return {
-        "rungs": {
-            name: scores[name]
-            | {"shift": (curvature.flatten(rungs[name][0]) - theta).norm().item()}
-            | rungs[name][1]
-            for name in RUNGS
-        },
-        "pairs": pairs,
-    }
+    for name in RUNGS:
+        shift = (curvature.flatten(rungs[name].network) - theta).norm().item()
+        scores[name] |= {"shift": shift} | rungs[name].facts
+    return {"rungs": scores, "pairs": pairs}
 
 
-def table_rows(records: list[dict[str, Any]], *, items: int) -> list[dict[str, Any]]:
+# ------------------------------------------------------------------------------------- table
+
+
+def table_rows(
+    found: Mapping[str, Record], models: Mapping[str, Mapping[str, Path]], *, items: int
+) -> list[dict[str, Any]]:
     """List the results of a sweep of `run`, a row for each group and rung.
 
     Args:
-        records: of the sweep.
+        found: records of the sweep.
+        models: files of the retrained models, as in `run`, of all requests of the sweep.
         items: n, training items, for the percentages.
 
     Returns:
-        beside the scores ``<measure>_<part>_to_<other>``: the distance to the ``original``, to the
-        ``cold`` retraining and to the ``next`` rung down the ladder.
+        beside the scores ``seconds`` of the rung, and ``<measure>_<part>_to_<other>``: the distance
+        to the ``original``, to the ``cold`` retraining and to the ``next`` rung down the ladder.
     """
-    return [
-        {
-            "mode": request["mode"], "label": request.get("label"), "size": request["size"],
-            "percent": 100 * request["size"] / items, "seed": record["spec"]["seed"], "rung": rung,
-        }
-        | scores
-        | _distances(group["pairs"], RUNGS.index(rung))
-        for record in records
-        for request, group in zip(
-            record["spec"]["groups"], record["result"]["groups"], strict=True
-        )
-        for rung, scores in group["rungs"].items()
-    ]  # fmt: skip
+    rows = []
+    for record in found.values():
+        for group in record.result["groups"]:
+            request = Group(**group["request"])
+            seconds = _seconds(record, request, models[request.name])
+            share = {"percent": 100 * request.size / items, "seed": request.seed}
+            named = {"mode": request.mode, "label": request.label, "size": request.size} | share
+            rows += [
+                named
+                | {"rung": rung, "seconds": seconds.get(rung, nan)}
+                | scores
+                | _distances(group["pairs"], RUNGS.index(rung))
+                for rung, scores in group["rungs"].items()
+            ]
+    return rows
+
+
+def _seconds(record: Record, request: Group, models: Mapping[str, Path]) -> dict[str, float]:
+    """Read what each rung of a group took, where something was computed for it."""
+    made = {rung: record.timings.get(f"{request.name}/{rung}", nan) for rung in RUNGS}
+    return made | {rung: records.seconds(models[rung]) for rung in RETRAINED}
 
 
 def _distances(pairs: dict[str, Tensor], rung: int) -> dict[str, float]:

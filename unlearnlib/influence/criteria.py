@@ -8,112 +8,63 @@ parameters (BatchNorm, LayerNorm, tokens) are never chosen.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unlearnlib.influence.curvature import CROSS_ENTROPY, Loss
-from unlearnlib.models.models import record_outputs
+from unlearnlib.models.networks import record_outputs
+from unlearnlib.pipeline import seeds
+from unlearnlib.pipeline.registry import Named, Registry
 
-CRITERIA = ("top_outputs", "top_gradients", "threshold", "random")
+Scores = Callable[[nn.Module, Tensor, Tensor, Loss], dict[str, Tensor]]
+Keys = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 
-def select(
-    criterion: str,
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ratio: float,
-    seed: int,
-    loss: Loss = CROSS_ENTROPY,
-) -> Tensor:
-    """Choose parameters by a criterion's name.
+@dataclass(frozen=True)
+class Criterion(Named):
+    """A way to choose parameters: of each layer those with the smallest keys.
 
-    Args:
-        criterion: a name in `CRITERIA`.
-        network: in evaluation mode or not; it is read in evaluation mode.
-        images: ``[N, C, H, W]`` of the group to forget.
-        labels: ``[N]``, theirs.
-        ratio: share of each layer's parameters, above 0 and at most 1.
-        seed: of the random part of the choice.
-        loss: whose gradients ``top_gradients`` reads.
-
-    Returns:
-        bool ``[P]`` over the flat parameters.
-
-    Raises:
-        ValueError: unknown criterion, a ratio out of range, no images, or no layer to choose from.
+    Attributes:
+        scores: ``(network, images, labels, loss) -> {layer: [units]}``, how strong each unit is.
+        keys: of the parameters of a layer, ``(scores [units], unit of each parameter, how many are
+            wanted, noise in [0, 1)) -> [parameters]``.
     """
-    if criterion == "top_outputs":
-        return top_outputs(network, images, ratio=ratio, seed=seed)
-    if criterion == "top_gradients":
-        return top_gradients(network, images, labels, ratio=ratio, seed=seed, loss=loss)
-    if criterion == "threshold":
-        return threshold(network, images, ratio=ratio, seed=seed)
-    if criterion == "random":
-        return random(network, ratio=ratio, seed=seed)
-    raise ValueError(f"unknown criterion {criterion!r}; choose one of {list(CRITERIA)}")
 
+    scores: Scores
+    keys: Keys
 
-def top_outputs(network: nn.Module, images: Tensor, *, ratio: float, seed: int) -> Tensor:
-    """Choose the units with the largest ``|mean output|``, whole; the last one in part, at random.
+    def select(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        ratio: float,
+        seed: int,
+        loss: Loss = CROSS_ENTROPY,
+    ) -> Tensor:
+        """Choose parameters.
 
-    The mean runs over the images and over the places in a map, or the tokens of a sequence.
-    """
-    scores = output_scores(network, images)
-    return _mask(network, scores, _best_units, ratio=ratio, seed=seed)
+        Args:
+            network: in evaluation mode or not; it is read in evaluation mode.
+            images: ``[N, C, H, W]`` of the group to forget.
+            labels: ``[N]``, theirs.
+            ratio: share of each layer's parameters, above 0 and at most 1.
+            seed: of the random part of the choice.
+            loss: whose gradients `top_gradients` reads.
 
+        Returns:
+            bool ``[P]`` over the flat parameters.
 
-def top_gradients(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ratio: float,
-    seed: int,
-    loss: Loss = CROSS_ENTROPY,
-) -> Tensor:
-    """Choose as `top_outputs`, by the mean gradient of the loss in a unit's output."""
-    scores = gradient_scores(network, images, labels, loss=loss)
-    return _mask(network, scores, _best_units, ratio=ratio, seed=seed)
-
-
-def threshold(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    ratio: float,
-    seed: int,
-    start: float = 1.0,
-    step: float = 0.01,
-) -> Tensor:
-    """Choose at random among the units whose ``|mean output|`` is above a threshold.
-
-    In each layer the threshold falls from `start` by `step` until the units above it have enough
-    parameters. Unlike `top_outputs` it spreads the choice over all of them. (The published code
-    carries the lowered threshold over to the next layer; here each layer starts afresh.)
-
-    Raises:
-        ValueError: as in `select`, or a step that is not above 0.
-    """
-    if not step > 0:
-        raise ValueError(f"step={step}: the threshold falls by a step above 0, such as 0.01")
-
-    def keys(scores: Tensor, units: Tensor, count: int, noise: Tensor) -> Tensor:
-        # the threshold stops at the first step below the weakest unit that is needed
-        enough = scores[units].sort(descending=True).values[count - 1]
-        steps = torch.floor((start - enough) / step) + 1
-        above = scores[units] > start - step * steps.clamp(min=0)
-        return torch.where(above, noise, 1 + noise)
-
-    return _mask(network, output_scores(network, images), keys, ratio=ratio, seed=seed)
-
-
-def random(network: nn.Module, *, ratio: float, seed: int) -> Tensor:
-    """Choose at random within each layer: the control."""
-    scores = {name: torch.zeros(len(layer.weight)) for name, layer in _layers(network).items()}
-    return _mask(network, scores, lambda _, __, ___, noise: noise, ratio=ratio, seed=seed)
+        Raises:
+            ValueError: a ratio out of range, no images, or no layer to choose from.
+        """
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio={ratio}: modify a share above 0 and at most 1, such as 0.1")
+        scores = self.scores(network, images, labels, loss)
+        return _mask(network, scores, self.keys, ratio=ratio, seed=seed)
 
 
 # --------------------------------------------------------------------------------- scores
@@ -121,9 +72,17 @@ def random(network: nn.Module, *, ratio: float, seed: int) -> Tensor:
 
 @torch.no_grad()
 def output_scores(
-    network: nn.Module, images: Tensor, *, batch_size: int = 500
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    loss: Loss = CROSS_ENTROPY,
+    *,
+    batch_size: int = 500,
 ) -> dict[str, Tensor]:
-    """Compute ``|mean output|`` of each unit, by layer: float64 ``[units]``."""
+    """Compute ``|mean output|`` of each unit, by layer: float64 ``[units]``.
+
+    The mean runs over the images and over the places in a map, or the tokens of a sequence.
+    """
     totals: dict[str, Tensor] = {}
     with _recorded(network) as outputs:
         for batch in _batches(network, images, batch_size):
@@ -137,8 +96,8 @@ def gradient_scores(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    *,
     loss: Loss = CROSS_ENTROPY,
+    *,
     batch_size: int = 500,
 ) -> dict[str, Tensor]:
     """Compute ``|mean gradient of an item's loss in the output|`` of each unit, by layer."""
@@ -153,6 +112,13 @@ def gradient_scores(
             for name, gradient in zip(outputs, gradients, strict=True):
                 totals[name] = totals.get(name, 0) + _per_unit(network, name, gradient)
     return {name: (total / len(images)).abs() for name, total in totals.items()}
+
+
+def no_scores(
+    network: nn.Module, images: Tensor, labels: Tensor, loss: Loss = CROSS_ENTROPY
+) -> dict[str, Tensor]:
+    """Score all units alike."""
+    return {name: torch.zeros(len(layer.weight)) for name, layer in _layers(network).items()}
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -193,24 +159,49 @@ def _per_unit(network: nn.Module, name: str, values: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------- choice
 
 
-def _best_units(scores: Tensor, units: Tensor, count: int, noise: Tensor) -> Tensor:
-    """Order parameters by the rank of their unit, and at random within a unit."""
+def best_units(scores: Tensor, units: Tensor, count: int, noise: Tensor) -> Tensor:
+    """Order by the rank of the unit, and at random within it: strong units whole, the last in part."""
     ranks = scores.argsort(descending=True, stable=True).argsort()
     return ranks[units] + noise
 
 
-def _mask(
-    network: nn.Module,
-    scores: dict[str, Tensor],
-    keys: Callable[[Tensor, Tensor, int, Tensor], Tensor],
+def any_order(scores: Tensor, units: Tensor, count: int, noise: Tensor) -> Tensor:
+    """Order at random: the control."""
+    return noise
+
+
+def above_threshold(
+    scores: Tensor,
+    units: Tensor,
+    count: int,
+    noise: Tensor,
     *,
-    ratio: float,
-    seed: int,
+    start: float = 1.0,
+    step: float = 0.01,
+) -> Tensor:
+    """Put units whose score is above a threshold first, in any order.
+
+    In each layer the threshold falls from `start` by `step` until the units above it have enough
+    parameters. Unlike `best_units` it spreads the choice over all of them. (The published code
+    carries the lowered threshold over to the next layer; here each layer starts afresh.)
+
+    Raises:
+        ValueError: a step that is not above 0.
+    """
+    if not step > 0:
+        raise ValueError(f"step={step}: the threshold falls by a step above 0, such as 0.01")
+    # the threshold stops at the first step below the weakest unit that is needed
+    enough = scores[units].sort(descending=True).values[count - 1]
+    steps = torch.floor((start - enough) / step) + 1
+    above = scores[units] > start - step * steps.clamp(min=0)
+    return torch.where(above, noise, 1 + noise)
+
+
+def _mask(
+    network: nn.Module, scores: dict[str, Tensor], keys: Keys, *, ratio: float, seed: int
 ) -> Tensor:
     """Take from each layer the parameters with the smallest keys, and set them in a flat mask."""
-    if not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio}: modify a share above 0 and at most 1, such as 0.1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.stream(seed, "choice of parameters")
     chosen = {name: torch.zeros(p.numel(), dtype=bool) for name, p in network.named_parameters()}
     for layer, module in _layers(network).items():
         names = [f"{layer}.{name}".lstrip(".") for name, _ in module.named_parameters()]
@@ -228,3 +219,12 @@ def _mask(
 def _units(size: int, units: int) -> Tensor:
     """Number the unit of each entry of a flat weight or bias."""
     return torch.arange(units).repeat_interleave(size // units)
+
+
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    Criterion("top_outputs", "strongest outputs", output_scores, best_units),
+    Criterion("top_gradients", "strongest gradients", gradient_scores, best_units),
+    Criterion("threshold", "outputs above a threshold", output_scores, above_threshold),
+    Criterion("random", "random", no_scores, any_order),
+)

@@ -13,7 +13,7 @@ without U does not depend on whether the rest is summed or averaged.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -210,13 +210,41 @@ def gauss_newton(
     size = len(theta) if mask is None else check_mask(mask, len(theta))
     total = torch.zeros(size, size, dtype=torch.float64, device=theta.device)
     for inputs, _ in track(list(_batches(objective, index)), "Gauss-Newton matrix"):
-        rows = _rooted_jacobian(objective, theta, inputs)
+        rows = _rooted(objective, theta, inputs).flatten(0, 1)
         _add_gram(total, rows if mask is None else rows[:, mask])
     total.triu_()
     total += total.triu(1).T
     total /= count
     total.diagonal().add_(objective.l2)
     return total
+
+
+def rooted_jacobian(
+    objective: Objective, *, index: Tensor | None = None, chunk: int = 10
+) -> Tensor:
+    """Form X with ``X^T X = (1/N) Σ_i J_i^T Λ_i J_i``, the Gauss-Newton matrix without the penalty.
+
+    Args:
+        objective: see `Objective`.
+        index: ``[N]``, the items of the mean; all without it.
+        chunk: items at once; beside X itself memory grows with it.
+
+    Returns:
+        ``[N R, P]`` in the network's precision, R the rank of the loss's curvature: K - 1 for
+        cross-entropy over K classes.
+
+    Raises:
+        ValueError: no items, or a network in training mode.
+    """
+    count, theta, done = _count(objective, index), flatten(objective.network), 0
+    rows = theta.new_empty(0, len(theta))
+    for inputs, _ in _batches(replace(objective, batch_size=chunk), index):
+        part = _rooted(objective, theta, inputs)
+        if not done:  # written in place: to join chunks would need twice the memory
+            rows = theta.new_empty(count, *part.shape[1:])
+        rows[done : done + len(part)] = part
+        done += len(part)
+    return rows.flatten(0, 1).div_(count**0.5)
 
 
 def gauss_newton_operator(
@@ -273,9 +301,14 @@ def curvature_operator(kind: str, objective: Objective, *, index: Tensor | None 
     Raises:
         ValueError: a name that is not in `CURVATURES`.
     """
+    return CURVATURES[check_kind(kind)](objective, index=index)
+
+
+def check_kind(kind: str) -> str:
+    """Return the name of a kind of curvature, and refuse one that is not in `CURVATURES`."""
     if kind not in CURVATURES:
         raise ValueError(f"unknown curvature {kind!r}; choose one of {sorted(CURVATURES)}")
-    return CURVATURES[kind](objective, index=index)
+    return kind
 
 
 # -------------------------------------------------------------------------------- helpers
@@ -352,8 +385,8 @@ def check_mask(mask: Tensor, parameters: int) -> int:
     return int(mask.sum())
 
 
-def _rooted_jacobian(objective: Objective, theta: Tensor, inputs: Tensor) -> Tensor:
-    """Compute ``R_i^T J_i`` for each item of a chunk: ``[N R, P]``, whose Gram matrix is the sum."""
+def _rooted(objective: Objective, theta: Tensor, inputs: Tensor) -> Tensor:
+    """Compute ``R_i^T J_i`` for each item of a chunk: ``[N, R, P]``."""
     network = objective.network
     root = objective.loss.root(_logits(network, theta, inputs))
 
@@ -361,7 +394,7 @@ def _rooted_jacobian(objective: Objective, theta: Tensor, inputs: Tensor) -> Ten
         pull = vjp(lambda theta: _logits(network, theta, x[None])[0], theta)[1]
         return vmap(lambda column: pull(column)[0], in_dims=1)(columns)
 
-    return vmap(one)(inputs, root).flatten(0, 1)
+    return vmap(one)(inputs, root)
 
 
 def _add_gram(total: Tensor, rows: Tensor, *, blocks: int = 8) -> None:

@@ -18,19 +18,28 @@ Conventions, the same for all:
 
 All of them take θ̂ for a minimum. H is the Hessian or the generalised Gauss-Newton matrix of the
 mean over S, whichever the system holds.
+
+The formulas come first, each with what it reads as arguments. `ESTIMATORS` has them by name: an
+`Estimator` computes its update from a `Removal`, which makes what several of them read once.
 """
 
 import copy
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.groups.geometry import check_group
+from unlearnlib.data.requests import Classes, Method
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense, MatrixFree, Operator, Solution, System, embed
+from unlearnlib.pipeline.registry import Registry
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +233,7 @@ def _check_sizes(items: int, removed: int) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------ by name
+# ------------------------------------------------------------------------------- curvature
 
 
 def kept_system(
@@ -265,56 +274,290 @@ def damped(operator: Operator, damping: float) -> Operator:
     return lambda v: operator(v) + damping * v
 
 
-WHOLE = ("first_order", "newton", "second_order")
-PARTIAL: dict[str, Callable[..., Update]] = {"pif": pif, "fif": fif, "gif": gif}
-ESTIMATORS = (*WHOLE, *PARTIAL)
+# ----------------------------------------------------------------------------- what is read
 
 
-def estimate(
-    estimator: str,
-    objective: Objective,
-    group: Tensor,
-    system: System,
-    *,
-    kind: str = "gauss_newton",
-    mask: Tensor | None = None,
-    third: bool = False,
-) -> Update:
-    """Estimate by name what the removal of a group does to the parameters.
+@dataclass(eq=False)
+class Removal:
+    """The removal of a group U from S, with all that an estimator may read of it, made once.
 
-    Args:
-        estimator: a name in `ESTIMATORS`.
+    A system over a random sample C of S stands for one over S. The curvature of U is then that of
+    C∩U: what is taken out of C must have been in it, or the rest would be indefinite, and directions
+    that only U has seen would let the second order grow without bound. Where C holds nothing of U,
+    the system's own curvature stands for that of U, so that all expansions agree.
+
+    Attributes:
         objective: over all of S, at θ̂.
-        group: positions of U ``[M]``, or a bool mask ``[n]``.
-        system: H over S, with damping; `Dense` or `MatrixFree`.
-        kind: curvature of the group, ``gauss_newton`` or ``hessian``; as in `system`.
-        mask: bool ``[P]``, the subset φ; needed by ``pif``, ``fif`` and ``gif``, and only by them.
-        third: give ``second_order`` its third-derivative term.
+        group: positions of U ``[m]``; given as such, or as a bool mask ``[n]``.
+        system: H over S, or over a sample of it, with damping.
+        sample: C, the positions that the system's curvature was formed on; None for all of S.
+        kind: curvature of the group, a name in `curvature.CURVATURES`; as in the system.
+        mask: bool ``[P]``, the subset φ of the parameters, which partial estimators need; or a
+            function that chooses it, called when it is first read.
+        third_items: positions that estimate the third derivative; None for all of S.
+        given_gradient: g_U ``[P]`` where it is not to be summed over all of U.
+        seconds: that the parts took which several estimators share, once they are made.
 
     Raises:
-        ValueError: unknown estimator, empty group or one not smaller than S, mask where none
-            belongs or none where one does.
-        SolveError: no trustworthy solution.
+        ValueError: see `check_group`; a curvature that is unknown.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}; choose one of {list(ESTIMATORS)}")
-    if (mask is None) == (estimator in PARTIAL):
-        raise ValueError(
-            f"estimator {estimator!r} with mask={'none' if mask is None else 'given'}: "
-            f"{list(PARTIAL)} take a mask of parameters, {list(WHOLE)} do not"
+
+    objective: Objective
+    group: Tensor
+    system: System
+    sample: Tensor | None = None
+    kind: str = "gauss_newton"
+    mask: Tensor | Callable[[], Tensor] | None = None
+    third_items: Tensor | None = None
+    given_gradient: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _updates: dict[Callable, tuple[Update, float]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        self.group = check_group(self.group, self.objective.items)
+        curvature.check_kind(self.kind)
+
+    @property
+    def items(self) -> int:
+        """n, the items of S."""
+        return self.objective.items
+
+    @property
+    def removed(self) -> int:
+        """m, the items of U."""
+        return len(self.group)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Both as keywords of the formulas: ``items`` and ``removed``."""
+        return {"items": self.items, "removed": self.removed}
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """g_U ``[P]``."""
+        if self.given_gradient is not None:
+            return self._made("gradient", lambda: self.given_gradient)
+        return self._made(
+            "gradient", lambda: curvature.gradient_sum(self.objective, index=self.group)
         )
-    group = check_group(group, objective.items)
-    sizes = {"items": objective.items, "removed": len(group)}
-    gradient = curvature.gradient_sum(objective, index=group)
-    if estimator in PARTIAL:
-        return PARTIAL[estimator](gradient, system, mask, **sizes)
-    if estimator == "first_order":
-        return first_order(gradient, system, **sizes)
-    of_group = damped(curvature.curvature_operator(kind, objective, index=group), system.damping)
-    if estimator == "newton":
-        return newton(gradient, kept_system(system, of_group, **sizes), **sizes)
-    cubic = curvature.third_operator(objective) if third else None
-    return second_order(gradient, system, of_group, third=cubic, **sizes)
+
+    @cached_property
+    def phi(self) -> Tensor:
+        """The subset of the parameters: bool ``[P]``.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.mask is None:
+            raise ValueError("mask=None: an estimator over a subset takes a mask of parameters")
+        return self._made("phi", self.mask if callable(self.mask) else lambda: self.mask)
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """Positions of U that its curvature is read from, those in the sample: ``[c]``."""
+        if self.sample is None:
+            return self.group
+        return self.group[torch.isin(self.group, self.sample)]
+
+    @cached_property
+    def group_matrix(self) -> Tensor | None:
+        """Mean curvature of U as a matrix ``[P, P]``, undamped; None where its product does.
+
+        It is formed beside a dense system over a sample: what of the sample only U has seen keeps
+        no curvature but damping, which makes conjugate gradients slow.
+        """
+        formed = isinstance(self.system, Dense) and self.kind == "gauss_newton"
+        if self.sample is None or not formed or len(self.inside) == 0:
+            return None
+        return curvature.gauss_newton(self.objective, index=self.inside)
+
+    @cached_property
+    def group_curvature(self) -> Operator:
+        """The product with the *mean* curvature of U, damped as the system."""
+        return self._made("group_curvature", self._group_product)
+
+    def _group_product(self) -> Operator:
+        if len(self.inside) == 0:
+            return self.system.apply
+        if (matrix := self.group_matrix) is not None:
+            return damped(lambda v: matrix @ v, self.system.damping)
+        product = curvature.curvature_operator(self.kind, self.objective, index=self.inside)
+        return damped(product, self.system.damping)
+
+    @cached_property
+    def kept_system(self) -> System:
+        """H over S∖U, or over C∖U.
+
+        Raises:
+            ValueError: nothing of the sample is left.
+        """
+        if len(self.inside) == 0:
+            return self.system
+        of_group = self.group_curvature if self.group_matrix is None else self.group_matrix
+        drawn = self.items if self.sample is None else len(self.sample)
+        return kept_system(self.system, of_group, items=drawn, removed=len(self.inside))
+
+    @cached_property
+    def third(self) -> Operator:
+        """The product ``v -> ∇³L[v, v]``, see `curvature.third_operator`."""
+        return curvature.third_operator(self.objective, index=self.third_items)
+
+    def _made(self, name: str, make: Callable[[], Made]) -> Made:
+        """Make a part that estimators share, and note the seconds."""
+        started = time.perf_counter()
+        made = make()
+        self.seconds[name] = time.perf_counter() - started
+        return made
+
+
+def check_group(group: Tensor, items: int) -> Tensor:
+    """Return the positions of a group, int64 ``[M]``, after checking them.
+
+    Args:
+        group: positions ``[M]``, or a bool mask ``[items]``.
+        items: how many there are in all.
+
+    Raises:
+        ValueError: empty, not smaller than the data, repeated or out of range.
+    """
+    remedy = f"give different positions from 0 to {items - 1}, fewer than {items} of them"
+    if group.dtype == torch.bool:
+        if group.shape != (items,):
+            raise ValueError(f"a mask of shape {tuple(group.shape)} for {items} items: {remedy}")
+        group = group.nonzero().squeeze(1)
+    if group.ndim != 1 or group.is_floating_point():
+        raise ValueError(f"a group of {group.dtype} and shape {tuple(group.shape)}: {remedy}")
+    if len(group) == 0:
+        raise ValueError(f"the group is empty, so there is nothing to forget: {remedy}")
+    if len(group) >= items:
+        raise ValueError(f"a group of {len(group)} leaves nothing of {items} items: {remedy}")
+    if int(group.min()) < 0 or int(group.max()) >= items:
+        raise ValueError(
+            f"the group reaches from {int(group.min())} to {int(group.max())}: {remedy}"
+        )
+    if len(group.unique()) < len(group):
+        raise ValueError(f"the group holds an item more than once: {remedy}")
+    return group.long()
+
+
+# ------------------------------------------------------------------------------------ by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator(Method):
+    """An influence estimator: how the parameters change when a group is removed.
+
+    Attributes:
+        function: computes the update.
+        partial: whether it changes a subset of the parameters alone, and needs a mask.
+        curved: whether it reads the curvature of the group.
+        scaled: whether the caller is to choose a scale of the update, see `influence.scale`.
+    """
+
+    family: str = "influence"
+    reads: str = field(default="gradients and curvature of the same items", compare=False)
+    function: Callable[[Removal], Update]
+    partial: bool = False
+    curved: bool = False
+    scaled: bool = False
+
+    def update(self, removal: Removal) -> Update:
+        """Estimate what a removal does to the parameters, at scale 1; once a removal.
+
+        Raises:
+            ValueError: no mask where one is needed, or nothing left of the sample.
+            SolveError: no trustworthy solution.
+        """
+        return self.timed(removal)[0]
+
+    def timed(self, removal: Removal) -> tuple[Update, float]:
+        """Return the update, and the seconds that it would take alone, shared parts included."""
+        if self.partial and removal.mask is None:
+            raise ValueError(
+                f"estimator {self.name!r} with mask=None: it changes a subset of the parameters, so "
+                "give the removal a mask of them"
+            )
+        parts = ["gradient", *(["phi"] * self.partial), *(["group_curvature"] * self.curved)]
+        for part in parts:
+            getattr(removal, part)
+        if self.function not in removal._updates:
+            started = time.perf_counter()
+            update = self.function(removal)
+            removal._updates[self.function] = update, time.perf_counter() - started
+        update, seconds = removal._updates[self.function]
+        return update, seconds + sum(removal.seconds[part] for part in parts)
+
+
+def scaled(estimator: Estimator) -> Estimator:
+    """Return the variant whose scale is chosen on validation images, such as ``gif_scaled``.
+
+    Its update is that of the estimator; who calls it moves along it by `scale.choose_scale`.
+    """
+    return replace(
+        estimator,
+        name=f"{estimator.name}_scaled",
+        title=f"{estimator.title}, scaled",
+        reads=f"{estimator.reads}, and validation images",
+        scaled=True,
+        serves=(Classes,),
+        why_not="the scale that forgets is known for classes only: a group may stay well predicted",
+    )
+
+
+def _first_order(removal: Removal) -> Update:
+    return first_order(removal.gradient, removal.system, **removal.sizes)
+
+
+def _newton(removal: Removal) -> Update:
+    return newton(removal.gradient, removal.kept_system, **removal.sizes)
+
+
+def _second_order(removal: Removal) -> Update:
+    return second_order(removal.gradient, removal.system, removal.group_curvature, **removal.sizes)
+
+
+def _second_order_cubic(removal: Removal) -> Update:
+    return second_order(
+        removal.gradient,
+        removal.system,
+        removal.group_curvature,
+        third=removal.third,
+        **removal.sizes,
+    )
+
+
+def _pif(removal: Removal) -> Update:
+    return pif(removal.gradient, removal.system, removal.phi, **removal.sizes)
+
+
+def _fif(removal: Removal) -> Update:
+    return fif(removal.gradient, removal.system, removal.phi, **removal.sizes)
+
+
+def _gif(removal: Removal) -> Update:
+    return gif(removal.gradient, removal.system, removal.phi, **removal.sizes)
+
+
+_UNSCALED = (
+    Estimator("first_order", "first order", function=_first_order),
+    Estimator("newton", "Newton", function=_newton, curved=True),
+    Estimator("second_order", "second order", function=_second_order, curved=True),
+    Estimator(
+        "second_order_cubic",
+        "second order, third derivative",
+        function=_second_order_cubic,
+        curved=True,
+    ),
+    Estimator("pif", "PIF", function=_pif, partial=True),
+    Estimator("fif", "FIF", function=_fif, partial=True),
+    Estimator("gif", "GIF", function=_gif, partial=True),
+)
+ESTIMATORS: Registry[Estimator] = Registry("estimator", *_UNSCALED, *map(scaled, _UNSCALED))
+
+
+# ------------------------------------------------------------------------------------ updates
 
 
 def apply_update(network: nn.Module, delta: Tensor, scale: float = 1.0) -> nn.Module:
@@ -345,7 +588,7 @@ def without(objective: Objective, group: Tensor) -> Objective:
     """Return the objective over S∖U, at the same parameters.
 
     Raises:
-        ValueError: see `geometry.check_group`.
+        ValueError: see `check_group`.
     """
     keep = torch.ones(objective.items, dtype=torch.bool)
     keep[check_group(group, objective.items)] = False

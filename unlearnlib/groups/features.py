@@ -2,19 +2,24 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, MinLen
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnlib.data import datasets
-from unlearnlib.models import architectures, models
+from unlearnlib.measures.accuracy import percent_correct
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.pipeline import seeds
 
 Split = tuple[Tensor, Tensor]
 
@@ -155,8 +160,8 @@ def attention_weights(network: architectures.ViT, images: Tensor) -> Tensor:
         raise ValueError(
             f"{type(network).__name__} has no attention to look at; give a 'vit' of models.build"
         )
-    with models.record_inputs(layers) as tokens:
-        models.predict(network, images, batch_size=len(images))
+    with networks.record_inputs(layers) as tokens:
+        networks.predict(network, images, batch_size=len(images))
     return torch.stack([_weights(*pair) for pair in zip(layers, tokens, strict=True)], 1).cpu()
 
 
@@ -213,49 +218,88 @@ def _preparation(settings: dict[str, Any]) -> Any:
     return prepare
 
 
-def space_features(spec: dict[str, Any], images: Tensor) -> Tensor:
-    """Compute the features ``[N, D]`` of a space.
+# ------------------------------------------------------------------------------------------ run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the probes see, and the settings that they may choose from.
+
+    Attributes:
+        probe_items: training items that they are fitted on, drawn at random; at most all.
+        strengths: C of the linear probe, see `linear_probe`.
+        neighbours: that vote, see `knn_probe`.
+    """
+
+    probe_items: Annotated[int, Ge(1)]
+    strengths: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
+    neighbours: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+
+
+def space_features(
+    images: Tensor, *, original: Path | None = None, pretrained: str | None = None
+) -> Tensor:
+    """Compute the features ``[N, D]`` of a space: of images ``[N, C, H, W]`` the pixels themselves.
 
     Args:
-        spec: ``original`` (file of a model: its penultimate layer), or ``pretrained`` (see
-            `pretrained_features`), or neither: the pixels themselves.
-        images: ``[N, C, H, W]``.
+        images: what is to be described.
+        original: file of a model, for its penultimate layer instead.
+        pretrained: name of a model of timm instead, see `pretrained_features`.
+
+    Raises:
+        ValueError: both.
     """
-    if "original" in spec:
-        return architectures.penultimate(models.load(spec["original"]), images)
-    if "pretrained" in spec:
-        return pretrained_features(images, name=spec["pretrained"])
+    if original is not None and pretrained is not None:
+        raise ValueError(
+            f"original={original.name} and pretrained={pretrained!r}: give one of them"
+        )
+    if original is not None:
+        return networks.penultimate(checkpoints.load(original), images)
+    if pretrained is not None:
+        return pretrained_features(images, name=pretrained)
     return images.flatten(1)
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+def run(
+    *,
+    data: Path,
+    settings: Settings,
+    seed: int,
+    original: Path | None = None,
+    pretrained: str | None = None,
+) -> dict[str, Any]:
     """Probe one feature space of a sweep.
 
     Args:
-        spec: ``data`` (file of the data set), ``seed`` (of the draw of training items), ``items``
-            (how many of them the probes see, at most all), ``strengths`` and ``neighbours`` (see
-            `best`), and the keys of `space_features`.
+        data: file of the data set.
+        settings: see `Settings`.
+        seed: of the draw of training items.
+        original: see `space_features`.
+        pretrained: see `space_features`.
 
     Returns:
-        ``dimensions``, the keys of `best` for both probes and, for a model of ours, its own
-        ``model_validation`` and ``model_accuracy`` (test), in percent.
+        ``items`` (how many the probes saw), ``dimensions``, the keys of `best` for both probes and,
+        for a model of ours, its own ``model_validation`` and ``model_accuracy`` (test), in percent.
     """
-    dataset = datasets.load(spec["data"])
+    dataset = datasets.load(data)
     splits = {name: datasets.split(dataset, name) for name in datasets.SPLITS}
     images, labels = splits["train"]
-    generator = torch.Generator().manual_seed(spec["seed"])
-    drawn = torch.randperm(len(labels), generator=generator)[: spec["items"]]
+    order = torch.randperm(len(labels), generator=seeds.stream(seed, "probe items"))
+    drawn = order[: settings.probe_items]
     splits["train"] = images[drawn], labels[drawn]
-    spaces = {name: (space_features(spec, x), y) for name, (x, y) in splits.items()}
+    space = {"original": original, "pretrained": pretrained}
+    spaces = {name: (space_features(x, **space), y) for name, (x, y) in splits.items()}
     result = {"items": len(drawn), "dimensions": spaces["train"][0].shape[1]}
-    if "original" in spec:
-        network = models.load(spec["original"])
-        result["model_validation"] = _model_accuracy(network, splits["validation"])
-        result["model_accuracy"] = _model_accuracy(network, splits["test"])
-    result |= best("probe", spaces, spec["strengths"])
-    return result | best("knn", spaces, spec["neighbours"])
+    if original is not None:
+        result |= _own_accuracies(original, splits)
+    result |= best("probe", spaces, settings.strengths)
+    return result | best("knn", spaces, settings.neighbours)
 
 
-def _model_accuracy(network: nn.Module, held: Split) -> float:
-    correct = models.predict(network, held[0]).argmax(1) == held[1]
-    return 100 * correct.double().mean().item()
+def _own_accuracies(original: Path, splits: dict[str, Split]) -> dict[str, float]:
+    network = checkpoints.load(original)
+    names = {"model_validation": "validation", "model_accuracy": "test"}
+    return {
+        key: percent_correct(networks.predict(network, splits[name][0]), splits[name][1])
+        for key, name in names.items()
+    }

@@ -4,21 +4,25 @@ Tests alone say little: at thousands of items they reject any distribution that 
 normal. Each p-value therefore stands beside measures of size that do not grow with n.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, MinLen
 from scipy import stats
 from torch import Tensor
 
 from unlearnlib.data import datasets
-from unlearnlib.groups import geometry
-from unlearnlib.models import architectures, models
+from unlearnlib.groups import geometry, partitions
+from unlearnlib.models import checkpoints, networks
+from unlearnlib.pipeline import seeds
 
 SHAPIRO_LIMIT = 5000  # scipy and Royston 1995: p-values are not valid above
 EXPECTED = dict(
     zip(
-        geometry.PARTS,
+        partitions.PARTS,
         (stats.norm.cdf(-1), 1 - 2 * stats.norm.cdf(-1), stats.norm.cdf(-1)),
         strict=True,
     )
@@ -42,7 +46,7 @@ def shapiro(values: Tensor, *, seed: int) -> dict[str, float]:
     Returns:
         ``shapiro_n`` (how many were tested), ``shapiro_w`` (1 for a normal sample), ``shapiro_p``.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.stream(seed, "tested values")
     drawn = values[torch.randperm(len(values), generator=generator)[:SHAPIRO_LIMIT]]
     found = stats.shapiro(drawn.numpy())
     return {
@@ -64,7 +68,7 @@ def describe(values: Tensor, *, seed: int) -> dict[str, float]:
         and ``dagostino_p`` (D'Agostino & Pearson 1973); and the sizes: ``skewness`` and
         ``excess_kurtosis`` (moments, both 0 for a normal distribution), ``qq_correlation`` (of the
         sorted values with normal quantiles at Filliben's positions, 1 for a normal sample) and
-        ``near_percent``, ``moderate_percent`` and ``far_percent`` of `geometry.partition`.
+        ``near_percent``, ``moderate_percent`` and ``far_percent`` of `partitions.partition`.
 
     Raises:
         ValueError: fewer than 20 values, values that are not finite, or all equal.
@@ -82,7 +86,7 @@ def describe(values: Tensor, *, seed: int) -> dict[str, float]:
         )
     array = values.numpy()
     omnibus, (_, line) = stats.normaltest(array), stats.probplot(array)
-    parts = geometry.partition(values)
+    parts = partitions.partition(values)
     return {
         "n": len(values),
         "mean": float(array.mean()),
@@ -115,7 +119,7 @@ def rejection(values: Tensor, *, size: int, draws: int, seed: int, level: float 
     most = min(len(values), SHAPIRO_LIMIT)
     if not 3 <= size <= most or draws < 1:
         raise ValueError(f"size={size}, draws={draws}: give 3 to {most} values and 1 draw or more")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.stream(seed, "parts of the values", size)
     parts = (values[torch.randperm(len(values), generator=generator)[:size]] for _ in range(draws))
     rejected = sum(float(stats.shapiro(part.double().numpy()).pvalue) < level for part in parts)
     return 100 * rejected / draws
@@ -142,38 +146,53 @@ def box(values: Tensor) -> dict[str, float]:
     return {"q1": low, "med": middle, "q3": high, **ends}
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+# ------------------------------------------------------------------------------------------ run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How distributions are drawn and how often they are tested.
+
+    Attributes:
+        points: of a probability plot.
+        sizes: of the samples that show how a test grows with n; above a class they are left out.
+        draws: such samples a size.
+    """
+
+    points: Annotated[int, Ge(2)]
+    sizes: Annotated[tuple[Annotated[int, Ge(3)], ...], MinLen(1)]
+    draws: Annotated[int, Ge(1)]
+
+
+def run(*, data: Path, original: Path, settings: Settings, seed: int) -> dict[str, Any]:
     """Describe the distances to the class centroid in one feature space of a sweep.
 
     Args:
-        spec: ``data`` (file of the data set), ``original`` (file of a model), ``seed``, ``points``
-            (of a probability plot), ``sizes`` and ``draws`` (see `rejection`; sizes above a class
-            are left out).
+        data: file of the data set.
+        original: file of the model whose features are the space.
+        settings: see `Settings`.
+        seed: of all draws.
 
     Returns:
         ``rows`` of `describe` with ``label`` and ``metric``, ``boxes`` and ``quantiles`` in the
         same order, ``rejections`` with ``label``, ``metric``, ``size`` and ``percent``.
     """
-    images, labels = datasets.split(datasets.load(spec["data"]), "train")
-    features = architectures.penultimate(models.load(spec["original"]), images)
+    images, labels = datasets.split(datasets.load(data), "train")
+    features = networks.penultimate(checkpoints.load(original), images)
     result: dict[str, Any] = {"rows": [], "boxes": [], "quantiles": [], "rejections": []}
     for metric in geometry.METRICS:
         distances = geometry.centroid_distances(features, labels, metric=metric)
         for label in labels.unique().tolist():
             mine, key = distances[labels == label], {"label": label, "metric": metric}
-            result["rows"].append(key | describe(mine, seed=spec["seed"]))
+            result["rows"].append(key | describe(mine, seed=seed))
             result["boxes"].append(box(mine))
-            result["quantiles"].append(quantiles(mine, count=spec["points"])[1])
-            result["rejections"] += _rejections(mine, key, spec["sizes"], spec)
+            result["quantiles"].append(quantiles(mine, count=settings.points)[1])
+            result["rejections"] += [key | row for row in _rejections(mine, settings, seed)]
     return result
 
 
-def _rejections(
-    values: Tensor, key: dict[str, Any], sizes: Sequence[int], spec: dict[str, Any]
-) -> list[dict[str, Any]]:
-    options = {"draws": spec["draws"], "seed": spec["seed"]}
-    return [
-        key | {"size": size, "percent": rejection(values, size=size, **options)}
-        for size in sizes
-        if size <= min(len(values), SHAPIRO_LIMIT)
-    ]
+def _rejections(values: Tensor, settings: Settings, seed: int) -> Iterator[dict[str, Any]]:
+    for size in settings.sizes:
+        if size <= min(len(values), SHAPIRO_LIMIT):
+            percent = rejection(values, size=size, draws=settings.draws, seed=seed)
+            yield {"size": size, "percent": percent}
