@@ -1,6 +1,7 @@
 """The simple ways to unlearn with data."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch.nn import functional as F
 from toys import states_equal, stripes, taught
 
 from unlearnlib.arena import baselines
+from unlearnlib.arena.baselines import Ascent
+from unlearnlib.models.training import Recipe
 
-TRAINING = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "l2": 0.0, "seed": 0}
-ASCENT = {"steps": 200, "batch_size": 16, "learning_rate": 0.05, "seed": 0}
+RECIPE = Recipe(epochs=4, batch_size=16, learning_rate=0.02)
+ASCENT = Ascent(steps=200, batch_size=16, learning_rate=0.05)
 
 
 def parts() -> tuple:
@@ -23,11 +26,16 @@ def accuracy(network: torch.nn.Module, part: tuple) -> float:
     return (network(part[0]).argmax(1) == part[1]).float().mean().item()
 
 
-@pytest.mark.parametrize("name", ["random_labels", "gradient_ascent"])
-def test_what_is_forgotten_goes(name: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "settings"), [("random_labels", RECIPE), ("gradient_ascent", ASCENT)]
+)
+def test_what_is_forgotten_goes(
+    name: str, settings: Recipe | Ascent, monkeypatch: pytest.MonkeyPatch
+):
     network, (forgotten, retained) = taught(monkeypatch), parts()
-    options = ASCENT if name == "gradient_ascent" else TRAINING
-    moved = baselines.BASELINES[name](network, forgotten, retained, **options)
+    method = baselines.BASELINES[name]
+    assert isinstance(settings, method.settings)
+    moved = method.unlearn(network, forgotten, retained, settings=settings, seed=0)
     assert accuracy(network, forgotten) > 0.9
     assert accuracy(moved, forgotten) < 0.6
     assert states_equal(network, taught(monkeypatch))
@@ -40,15 +48,20 @@ def test_what_is_forgotten_goes(name: str, monkeypatch: pytest.MonkeyPatch):
 def test_fine_tuning_reads_what_stays_alone(monkeypatch: pytest.MonkeyPatch):
     network, (forgotten, retained) = taught(monkeypatch), parts()
     nonsense = torch.full_like(forgotten[0], math.nan), forgotten[1]
-    tuned = [baselines.fine_tune(network, f, retained, **TRAINING) for f in (forgotten, nonsense)]
+    tuned = [
+        baselines.fine_tune(network, f, retained, settings=RECIPE, seed=0)
+        for f in (forgotten, nonsense)
+    ]
     assert states_equal(*tuned)
     assert accuracy(tuned[0], retained) > 0.9
 
 
 def test_ascent_ends_at_guessing(monkeypatch: pytest.MonkeyPatch):
     network, (forgotten, retained) = taught(monkeypatch), parts()
-    moved = baselines.gradient_ascent(network, forgotten, retained, **ASCENT)
-    longer = baselines.gradient_ascent(network, forgotten, retained, **ASCENT | {"steps": 400})
+    moved, longer = (
+        baselines.gradient_ascent(network, forgotten, retained, settings=settings, seed=0)
+        for settings in (ASCENT, replace(ASCENT, steps=400))
+    )
     assert states_equal(moved, longer)
     assert F.cross_entropy(moved(forgotten[0]), forgotten[1]) > math.log(4) / 2
 
@@ -59,7 +72,7 @@ def test_wrong_labels_are_those_of_what_stays(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="no class is left"):
         baselines.random_labels(
             taught(monkeypatch), (images[one_class], labels[one_class]),
-            (images[one_class], labels[one_class]), **TRAINING,
+            (images[one_class], labels[one_class]), settings=RECIPE, seed=0,
         )  # fmt: skip
 
 
@@ -67,5 +80,23 @@ def test_nothing_to_climb_is_refused(monkeypatch: pytest.MonkeyPatch):
     forgotten, retained = parts()
     with pytest.raises(ValueError, match="no items to forget"):
         baselines.gradient_ascent(
-            taught(monkeypatch), (forgotten[0][:0], forgotten[1][:0]), retained, **ASCENT
+            taught(monkeypatch),
+            (forgotten[0][:0], forgotten[1][:0]),
+            retained,
+            settings=ASCENT,
+            seed=0,
         )
+
+
+def test_the_penalty_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch):
+    network, (forgotten, retained) = taught(monkeypatch), parts()
+    norms = [
+        sum(p.square().sum().item() for p in tuned.parameters())
+        for l2 in (0.0, 1.0)
+        for tuned in [
+            baselines.fine_tune(
+                network, forgotten, retained, settings=replace(RECIPE, l2=l2), seed=0
+            )
+        ]
+    ]
+    assert norms[1] < 0.9 * norms[0]

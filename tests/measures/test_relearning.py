@@ -8,7 +8,8 @@ from toys import states_equal, stripes, taught, tiny
 
 from unlearnlib.measures import relearning
 
-OPTIONS = {"steps": 12, "batch_size": 16, "learning_rate": 0.02, "seed": 0}
+SETTINGS = relearning.Settings(steps=12, batch_size=16, learning_rate=0.02)
+OPTIONS = {"settings": SETTINGS, "seed": 0}
 
 
 def parts() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -32,6 +33,22 @@ def test_learning_again_ends_where_the_accuracy_is_back(monkeypatch: pytest.Monk
     assert short == whole[: len(short)]
     assert len(short) < len(whole)
     assert short[-1] >= 80 > max(short[:-1])
+
+
+def test_a_step_is_adams_on_half_forgotten_and_half_retained_items(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """With batches of all items there is one possible step, whatever the order."""
+    forgotten, retained = parts()
+    settings = relearning.Settings(steps=1, batch_size=64, learning_rate=0.02)
+    network, by_hand = tiny(monkeypatch), tiny(monkeypatch)
+    found = relearning.relearning_curve(network, forgotten, retained, settings=settings, seed=0)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.02)
+    images, labels = (torch.cat(pair) for pair in zip(forgotten, retained, strict=True))
+    torch.nn.functional.cross_entropy(by_hand(images), labels).backward()
+    before = relearning.watched_accuracy(by_hand, forgotten)
+    optimizer.step()
+    assert found == [before, relearning.watched_accuracy(by_hand, forgotten)]
 
 
 def test_the_model_itself_stays_as_it_was(monkeypatch: pytest.MonkeyPatch):

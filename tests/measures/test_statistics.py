@@ -76,6 +76,25 @@ def test_a_mean_is_written_with_half_its_interval(numbers: tuple, digits: int, e
     assert statistics.with_interval(*numbers, digits=digits) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 3.0], "2.00 ± 12.71"),  # Student's t at one degree of freedom, 12.706, times 1
+        ([1.0, math.nan, 3.0], "2.00 ± 12.71"),
+        ([2.0, 2.0, 2.0], "2.00 ± 0.00"),
+        ([2.5], "2.50"),
+        ([math.nan], "-"),
+        ([], "-"),
+    ],
+)
+def test_repeats_are_written_as_mean_and_half_the_interval(values: list, expected: str):
+    assert statistics.written(values) == expected
+
+
+def test_repeats_are_written_with_as_many_digits_as_asked():
+    assert statistics.written([1.0, 3.0], digits=0) == "2 ± 13"
+
+
 # ------------------------------------------------------------------------------- mixed models
 
 

@@ -1,32 +1,63 @@
 """Simple ways to unlearn with the data at hand: what every new method must beat.
 
 All take the items to forget and those that stay, and return an unlearned copy. None of them looks
-at anything else.
+at anything else. To add one, write it and register it in `BASELINES`.
 """
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models import models, retraining
-from unlearnlib.models.loops import batches, finite
+from unlearnlib.data.requests import Method
+from unlearnlib.models import architectures, networks, training
+from unlearnlib.models.loops import batches, descend, finite
+from unlearnlib.models.training import Recipe
+from unlearnlib.pipeline import seeds
+from unlearnlib.pipeline.registry import Registry
 
-Items = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
+Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Method):
+    """Say how a baseline with data is called.
+
+    Attributes:
+        settings: class of its settings; where they have an ``l2``, it is λ of the objective.
+        unlearn: ``unlearn(network, forgotten, retained, *, settings, seed) -> network``, the
+            original model and images with labels to an unlearned copy in evaluation mode.
+    """
+
+    family: str = "data"
+    reads: str = field(default="the items to forget and some that stay", compare=False)
+    settings: type
+    unlearn: Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How far to climb the loss of what is to be forgotten.
+
+    Attributes:
+        steps: at most.
+        batch_size: images a step.
+        learning_rate: of gradient ascent.
+    """
+
+    steps: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
+    learning_rate: Annotated[float, Gt(0)]
 
 
 def fine_tune(
-    network: nn.Module,
-    forgotten: Items,
-    retained: Items,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    l2: float,
-    seed: int,
+    network: nn.Module, forgotten: Part, retained: Part, *, settings: Recipe, seed: int
 ) -> nn.Module:
     """Train on what stays, and trust that the rest fades (catastrophic forgetting).
 
@@ -34,10 +65,7 @@ def fine_tune(
         network: the original model; stays as it is.
         forgotten: not looked at.
         retained: images and labels.
-        epochs: passes over the retained items.
-        batch_size: images a step.
-        learning_rate: peak of the one-cycle rate of Adam.
-        l2: λ of the objective.
+        settings: of the training, with λ of the objective.
         seed: of the order of the images.
 
     Raises:
@@ -45,20 +73,12 @@ def fine_tune(
         FloatingPointError: a loss that is not finite.
     """
     tuned = copy.deepcopy(network).requires_grad_(True)
-    recipe = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    retraining.fit(tuned, *retained, **recipe, l2=l2, seed=seed)
+    training.fit(tuned, *retained, recipe=settings, seed=seed)
     return tuned.eval()
 
 
 def gradient_ascent(
-    network: nn.Module,
-    forgotten: Items,
-    retained: Items,
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    network: nn.Module, forgotten: Part, retained: Part, *, settings: Ascent, seed: int
 ) -> nn.Module:
     """Climb the loss of what is to be forgotten (NegGrad, Golatkar et al. 2020).
 
@@ -69,9 +89,7 @@ def gradient_ascent(
         network: the original model; stays as it is.
         forgotten: images and labels.
         retained: not looked at.
-        steps: at most.
-        batch_size: images a step.
-        learning_rate: of gradient ascent.
+        settings: see `Ascent`.
         seed: of the order of the images.
 
     Raises:
@@ -81,31 +99,29 @@ def gradient_ascent(
     images, labels = forgotten
     if len(images) == 0:
         raise ValueError("no items to forget, so no loss to climb; give at least one")
-    moved = copy.deepcopy(network).to(models.device()).eval().requires_grad_(True)
-    optimizer = torch.optim.SGD(moved.parameters(), lr=learning_rate, maximize=True)
-    limit = math.log(models.num_classes(network))
-    generator = torch.Generator().manual_seed(seed)
-    for index in batches(len(images), batch_size=batch_size, steps=steps, generator=generator):
-        logits = moved(images[index].to(models.device()))
-        loss = F.cross_entropy(logits, labels[index].to(models.device()))
-        if finite(loss) > limit:
-            break
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    moved = copy.deepcopy(network).to(networks.device()).eval().requires_grad_(True)
+    optimizer = torch.optim.SGD(moved.parameters(), lr=settings.learning_rate, maximize=True)
+    limit, arrived = math.log(architectures.num_classes(network)), False
+
+    def loss_of(index: Tensor) -> Tensor | None:
+        nonlocal arrived
+        if arrived:
+            return None
+        logits = moved(images[index].to(networks.device()))
+        loss = F.cross_entropy(logits, labels[index].to(networks.device()))
+        arrived = finite(loss) > limit
+        return None if arrived else loss
+
+    order = batches(
+        len(images), batch_size=settings.batch_size, steps=settings.steps,
+        generator=seeds.stream(seed, "order of the images"),
+    )  # fmt: skip
+    descend(optimizer, order, loss_of, label="gradient ascent")
     return moved
 
 
 def random_labels(
-    network: nn.Module,
-    forgotten: Items,
-    retained: Items,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    l2: float,
-    seed: int,
+    network: nn.Module, forgotten: Part, retained: Part, *, settings: Recipe, seed: int
 ) -> nn.Module:
     """Train on all items, those to forget with wrong labels drawn at random (Graves et al. 2021).
 
@@ -116,35 +132,34 @@ def random_labels(
         network: the original model; stays as it is.
         forgotten: images and labels.
         retained: images and labels.
-        epochs: passes over all items.
-        batch_size: images a step.
-        learning_rate: peak of the one-cycle rate of Adam.
-        l2: λ of the objective.
+        settings: of the training, with λ of the objective.
         seed: of the labels and the order of the images.
 
     Raises:
         ValueError: no item that stays, or none of another class.
         FloatingPointError: a loss that is not finite.
     """
-    images, labels = forgotten
-    classes = retained[1].unique()
-    wrong = classes[None] != labels[:, None]
-    if not wrong.any(1).all():
-        raise ValueError("no class is left for a wrong label; keep items of at least two classes")
-    generator = torch.Generator().manual_seed(seed)
-    if len(labels):
-        drawn = classes[torch.multinomial(wrong.double(), 1, generator=generator)[:, 0]]
-    else:
-        drawn = labels
+    wrong = _wrong_labels(forgotten[1], retained[1].unique(), seed=seed)
+    images, labels = torch.cat([forgotten[0], retained[0]]), torch.cat([wrong, retained[1]])
     tuned = copy.deepcopy(network).requires_grad_(True)
-    recipe = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    everything = torch.cat([images, retained[0]]), torch.cat([drawn, retained[1]])
-    retraining.fit(tuned, *everything, **recipe, l2=l2, seed=seed)
+    training.fit(tuned, images, labels, recipe=settings, seed=seed)
     return tuned.eval()
 
 
-BASELINES = {
-    "fine_tune": fine_tune,
-    "gradient_ascent": gradient_ascent,
-    "random_labels": random_labels,
-}
+def _wrong_labels(labels: Tensor, classes: Tensor, *, seed: int) -> Tensor:
+    """Draw for each label ``[N]`` another one of some classes ``[K]``."""
+    wrong = classes[None] != labels[:, None]
+    if not wrong.any(1).all():
+        raise ValueError("no class is left for a wrong label; keep items of at least two classes")
+    if len(labels) == 0:
+        return labels
+    generator = seeds.stream(seed, "wrong labels")
+    return classes[torch.multinomial(wrong.double(), 1, generator=generator)[:, 0]]
+
+
+BASELINES: Registry[Baseline] = Registry(
+    "baseline",
+    Baseline("fine_tune", "fine-tuning", settings=Recipe, unlearn=fine_tune),
+    Baseline("gradient_ascent", "gradient ascent", settings=Ascent, unlearn=gradient_ascent),
+    Baseline("random_labels", "random labels", settings=Recipe, unlearn=random_labels),
+)

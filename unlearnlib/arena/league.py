@@ -8,26 +8,11 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from unlearnlib.arena.methods import LUCK, YARDSTICKS
 from unlearnlib.measures import equivalence, statistics
+from unlearnlib.measures.metrics import METRICS, Metric
 
 REFERENCES = ("original", "retrain")
-LUCK = "retrain_again"  # a second gold model: what separates it from gold is luck
-YARDSTICKS = [LUCK, "retrain_reordered"]  # the same, from gold's own start
-
-# metric of the arena: title, digits; each is turned into a distance to gold, 0 the best
-DISTANCES = {
-    "retain_gap": ("retain accuracy (points)", 2),
-    "forget_gap": ("forget accuracy (points)", 2),
-    "tow": ("1 - ToW", 3),
-    "confusion_shift": ("confusion shift (%)", 2),
-    "js_forget": ("JS, forgotten (nats)", 3),
-    "js_retain": ("JS, retained (nats)", 4),
-    "activation_distance_forget": ("activation, forgotten", 3),
-    "mia_gap": ("attack AUC", 3),
-    "probe": ("probe (points)", 1),
-    "relearn_time": ("relearn time (batches)", 0),
-}
-COST = "cost (retrainings)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +54,10 @@ class Results:
         keys = self.numbers[["request", "method", "metric"]] == [request, method, metric]
         return self.numbers[keys.all(axis=1)].set_index("seed")["value"].dropna()
 
-    def distance(self, request: str, method: str, metric: str) -> pd.Series:
-        """Return how far from gold a method is by a metric of `DISTANCES`, by seed."""
-        values = self.repeats(request, method, metric)
-        if metric == "tow":
-            return 1 - values
-        if metric in ("probe", "relearn_time"):
-            values = values - self.repeats(request, "retrain", metric)
-        return values.abs()
+    def distance(self, request: str, method: str, metric: Metric) -> pd.Series:
+        """Return how far from gold a method is by a metric, by seed."""
+        values, gold = (self.repeats(request, m, metric.name) for m in (method, "retrain"))
+        return metric.distances(values, gold).dropna()
 
 
 def read(path: Path) -> Results:
@@ -97,6 +78,27 @@ def read(path: Path) -> Results:
     whole = table[apart & (table["metric"] == "all")]
     absent = set(zip(whole["request"], whole["method"], strict=True))
     return Results(numbers[numbers["metric"] != "all"], absent)
+
+
+def signals(results: Results) -> pd.DataFrame:
+    """Compare how far the original is from gold with how far other golds are, for each measure.
+
+    Returns:
+        a row a screened metric, a column a request: the mean distance over seeds from the original
+        to gold, as a multiple of that of the farther of the two other golds; at most 1 where the
+        original is not the farther one for every seed, NaN where the metric does not apply.
+    """
+    screened = [name for name, metric in METRICS.items() if metric.screened]
+    numbers = results.numbers[results.numbers["metric"].isin(screened)]
+    keys = ["request", "metric", "seed"]
+    wide = numbers.pivot_table(index=keys, columns="method", values="value")
+    apart = wide.sub(wide["retrain"], axis=0).abs()
+    apart["luck"] = apart[YARDSTICKS].max(axis=1)
+    means = apart.groupby(["request", "metric"])[["original", "luck"]].mean()
+    ratios = means["original"] / means["luck"].clip(lower=1e-9)
+    always = (apart["original"] > apart["luck"]).groupby(["request", "metric"]).all()
+    found = ratios.where(always | ratios.isna(), ratios.clip(upper=1)).unstack("request")
+    return found.reindex(screened)
 
 
 # ------------------------------------------------------------------------------- equivalence
@@ -160,28 +162,32 @@ def margins_met(results: Results, tests: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------- league
 
 
+def columns() -> list[Metric]:
+    """List what the league has columns for: the ranked metrics, and the cost."""
+    return [*(metric for metric in METRICS.values() if metric.ranked), METRICS["cost"]]
+
+
 def table(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Average each method's distances to gold over the class requests that it serves.
 
     Returns:
-        means, a row a method (from least to largest mean rank over the distances) and a column a
-        title of `DISTANCES`, and `COST`; and the same as text, with half the 95 % interval over
-        requests and seeds.
+        means, a row a method (from least to largest mean rank over the distances, cost aside) and a
+        column a metric of `columns`; and the same as text, with half the 95 % interval over requests
+        and seeds.
     """
     means: dict[str, dict[str, float]] = {}
     cells: dict[str, dict[str, str]] = {}
     for method in results.methods:
         means[method], cells[method] = {}, {}
-        for metric, (title, digits) in (DISTANCES | {"cost": (COST, 2)}).items():
+        for metric in columns():
             values = pd.concat(
                 [results.distance(request, method, metric) for request in results.by_class]
             )
             values = values[values.index.isin(results.seeds)]  # no request weighs more
-            found = statistics.mean_interval(values.to_list() or [math.nan])
-            means[method][title] = found[0]
-            cells[method][title] = statistics.with_interval(*found, digits=digits)
+            means[method][metric.name] = values.mean()
+            cells[method][metric.name] = statistics.written(values, digits=metric.digits)
     numbers = pd.DataFrame(means).T
-    order = numbers.drop(columns=COST).rank().mean(axis=1).sort_values().index
+    order = numbers.drop(columns="cost").rank().mean(axis=1).sort_values().index
     return numbers.loc[order], pd.DataFrame(cells).T.loc[order]
 
 
@@ -202,44 +208,62 @@ def divergences(results: Results, request: str, method: str) -> pd.Series:
     return both[both.index.isin(results.seeds)].dropna()
 
 
+def blocks(results: Results) -> pd.DataFrame:
+    """Average the divergence from gold over seeds: a row a class request, a column a method.
+
+    Methods that do not serve all class requests have no column: a block is complete.
+    """
+    rows = {
+        request: {m: divergences(results, request, m).mean() for m in results.methods}
+        for request in results.by_class
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").dropna(axis="columns")
+
+
 def _nats(values: pd.Series) -> str:
     """Write a mean over seeds with half its interval, and n."""
-    found = statistics.with_interval(*statistics.mean_interval(values.to_list()), digits=3)
-    return f"{found} nats, n = {len(values)}"
+    return f"{statistics.written(values, digits=3)} nats, n = {len(values)}"
 
 
-def advice(results: Results, tests: pd.DataFrame, families: dict[str, str]) -> list[str]:
+def advice(results: Results, tests: pd.DataFrame, known: pd.DataFrame) -> list[str]:
     """Say in words which method is nearest to gold in each case.
 
     Args:
         results: of the arena.
         tests: of `equivalences`.
-        families: title of the family of each method.
+        known: title and family of each method, see `methods.known`.
 
     Returns:
         sentences in markdown, one for each family (class requests) and each group request.
     """
-    lines = []
     quality = {  # seeds share their originals between requests: n is the number of seeds
         method: sum(divergences(results, r, method) for r in results.by_class)
         / len(results.by_class)
         for method in results.methods
     }
-    for family in dict.fromkeys(families.values()):
-        own = {m: quality[m] for m, title in families.items() if title == family and m in quality}
-        name = min(own, key=lambda method: own[method].mean())
-        both = tests[(tests["method"] == name) & tests["request"].isin(results.by_class)]
-        met = both.groupby("request")["equivalent"].all()
-        costs = [results.repeats(r, name, "cost").mean() for r in results.by_class]
+    methods = known[known.index.isin(results.methods) & (known["family"] != "reference")]
+    lines = []
+    for family, own in methods.groupby("family", sort=False):
+        name = min(own.index, key=lambda method: quality[method].mean())
         lines.append(
-            f"**To forget classes, {family}:** {name}, {_nats(own[name])} from gold (two golds: "
-            f"{_nats(quality[LUCK])}), at {min(costs):.2f} to {max(costs):.2f} times the cost of "
-            f"retraining; both margins are shown to be met for {int(met.sum())} of {len(met)} "
-            f"requests{_relearned(results, name)}."
+            f"**To forget classes, {family}:** {known.loc[name, 'title']}, {_nats(quality[name])} from "
+            f"gold (two golds: {_nats(quality[LUCK])}), {_price(results, tests, name)}"
+            f"{_relearned(results, name)}."
         )
-    for request in [r for r in results.requests if r not in results.by_class]:
-        lines.append(_group_advice(results, request))
-    return lines
+    titles = known["title"].to_dict()
+    by_item = [r for r in results.requests if r not in results.by_class]
+    return lines + [_group_advice(results, request, titles) for request in by_item]
+
+
+def _price(results: Results, tests: pd.DataFrame, method: str) -> str:
+    """Say what a method costs, and where both margins are met, over class requests."""
+    both = tests[(tests["method"] == method) & tests["request"].isin(results.by_class)]
+    met = both.groupby("request")["equivalent"].all()
+    costs = [results.repeats(r, method, "cost").mean() for r in results.by_class]
+    return (
+        f"at {min(costs):.2f} to {max(costs):.2f} times the cost of retraining; both margins are "
+        f"shown to be met for {int(met.sum())} of {len(met)} requests"
+    )
 
 
 def _relearned(results: Results, method: str) -> str:
@@ -253,7 +277,7 @@ def _relearned(results: Results, method: str) -> str:
     return f"; learned again after {pair[0]:.0f} mini-batches, gold {pair[1]:.0f}"
 
 
-def _group_advice(results: Results, request: str) -> str:
+def _group_advice(results: Results, request: str, titles: dict[str, str]) -> str:
     served = [
         m for m in results.methods if m not in YARDSTICKS and (request, m) not in results.absent
     ]
@@ -272,6 +296,7 @@ def _group_advice(results: Results, request: str) -> str:
     end = ", so that what there is to gain is within what golds differ by" if within else ""
     return (
         f"**To forget the group {request}:** the original is {_nats(nothing)} from gold, a "
-        f"second gold {_nats(luck)}{end}. The nearest method is {name} with {_nats(found[name])}: "
+        f"second gold {_nats(luck)}{end}. The nearest method is {titles[name]} with "
+        f"{_nats(found[name])}: "
         f"{verdict}."
     )

@@ -1,19 +1,60 @@
-"""Measure what a classifier still knows, from its confusion matrix on data it was not tuned on."""
+"""Measure what a classifier still knows: accuracy, loss, confusions, calibration."""
 
 from collections.abc import Iterable
 
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unlearnlib.models import models
+from unlearnlib.data import datasets
+from unlearnlib.data.datasets import Dataset
+from unlearnlib.models import architectures, networks
+
+MEASURES = ("accuracy", "loss")
+
+
+def score(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Measure ``accuracy`` in percent and mean cross-entropy ``loss`` in nats."""
+    logits = networks.predict(network, images)
+    return {
+        "accuracy": percent_correct(logits, labels),
+        "loss": F.cross_entropy(logits, labels).item(),
+    }
+
+
+def percent_correct(logits: Tensor, labels: Tensor) -> float:
+    """Compute the share of logits ``[N, K]`` whose largest is that of the label ``[N]``, in percent."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def measure(network: nn.Module, dataset: Dataset, group: Tensor) -> dict[str, float]:
+    """Measure a model on the removed items ("self"), on validation and on test images.
+
+    Args:
+        network: the model, original, retrained or updated.
+        dataset: whose training split the group belongs to.
+        group: positions in the training split.
+
+    Returns:
+        ``self_accuracy``, ``self_loss`` and the same of ``validation`` and ``test``: accuracies
+        in percent, mean cross-entropies in nats, without the penalty.
+    """
+    images, labels = datasets.split(dataset, "train")
+    parts = {
+        "self": (images[group], labels[group]),
+        "validation": datasets.split(dataset, "validation"),
+        "test": datasets.split(dataset, "test"),
+    }
+    scores = {name: score(network, *part) for name, part in parts.items()}
+    return {f"{name}_{key}": scores[name][key] for name in parts for key in MEASURES}
 
 
 def confusion(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Count predictions: int64 ``[K, K]``, true classes in rows, predicted ones in columns."""
-    predicted = models.predict(network, images).argmax(1)
+    predicted = networks.predict(network, images).argmax(1)
     return torch.from_numpy(
-        confusion_matrix(labels, predicted, labels=range(models.num_classes(network)))
+        confusion_matrix(labels, predicted, labels=range(architectures.num_classes(network)))
     )
 
 

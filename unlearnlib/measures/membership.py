@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-SIGNALS = ("loss", "confidence", "entropy", "margin")
+from unlearnlib.pipeline import seeds
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def signals(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Compute what an attacker looks at: ``[N, 4]``, the columns of `SIGNALS`.
+    """Compute what an attacker looks at, ``[N, 4]``.
 
     Cross-entropy in nats, largest probability, entropy in nats, and margin (see `margins`).
     """
@@ -117,11 +117,13 @@ def population_attack(
     count = min(len(forgotten), len(unseen))
     if count < folds:
         raise ValueError(f"{count} items of a kind for {folds} folds; give more items")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seeds.derive(seed, "balance of the attack"))
     parts = [random.permutation(part)[:count] for part in (forgotten, unseen)]
     features, truth = np.concatenate(parts), np.repeat([1, 0], count)
     attacker = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    split = StratifiedKFold(
+        folds, shuffle=True, random_state=seeds.derive(seed, "folds of the attack")
+    )
     scores = cross_val_predict(attacker, features, truth, cv=split, method="decision_function")
     # an attacker's scale is his own, so that scores of different folds compare by their ranks
     for _, held in split.split(features, truth):

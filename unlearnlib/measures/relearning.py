@@ -7,45 +7,63 @@ time and the anamnesis index AIN, Chundawat et al. 2023b, "Zero-shot machine unl
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models import models
-from unlearnlib.models.loops import batches, finite
+from unlearnlib.measures.accuracy import percent_correct
+from unlearnlib.models import networks
+from unlearnlib.models.loops import batches, descend
+from unlearnlib.pipeline import seeds
 
+Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
 WATCHED = 200  # forgotten items whose accuracy is watched, the first ones
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is made to learn again, by Adam at a constant rate.
+
+    Attributes:
+        steps: mini-batches at most.
+        batch_size: images of each half of a batch.
+        learning_rate: of Adam.
+    """
+
+    steps: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
+    learning_rate: Annotated[float, Gt(0)]
 
 
 def relearning_curve(
     network: nn.Module,
-    forgotten: tuple[Tensor, Tensor],
-    retained: tuple[Tensor, Tensor],
+    forgotten: Part,
+    retained: Part,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
+    settings: Settings,
     seed: int,
     until: float = math.inf,
 ) -> list[float]:
     """Train a copy on what was forgotten and as many retained items, and watch the accuracy.
 
     Half of each batch is forgotten items, half retained ones, so that a model cannot win by giving
-    every image the forgotten class. BatchNorm keeps its statistics; Adam at a constant rate.
+    every image the forgotten class. BatchNorm keeps its statistics.
 
     Args:
         network: the model; stays as it is.
         forgotten: images ``[M, C, H, W]`` and labels ``[M]`` to learn again.
         retained: the same of items that stayed.
-        steps: mini-batches.
-        batch_size: images of each half.
-        learning_rate: of Adam.
+        settings: see `Settings`.
         seed: of the order of the items.
         until: accuracy in percent on the watched items at which to stop.
 
     Returns:
-        the accuracy in percent on the watched items after 0, 1, ... mini-batches, at most `steps`.
+        the accuracy in percent on the watched items after 0, 1, ... mini-batches, at most as many
+        as the settings allow.
 
     Raises:
         ValueError: no items of a kind.
@@ -53,47 +71,54 @@ def relearning_curve(
     """
     if min(len(forgotten[0]), len(retained[0])) == 0:
         raise ValueError("no forgotten or no retained items to learn from; give some of both")
-    learner = copy.deepcopy(network).eval().requires_grad_(True)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    orders = (
-        batches(len(part[0]), batch_size=batch_size, steps=steps, generator=generator)
-        for part in (forgotten, retained)
-    )
-    seen = [part[:WATCHED] for part in forgotten]
-    curve = [_accuracy(learner, *seen)]
-    for first, second in zip(*orders, strict=True):
+    learner = copy.deepcopy(network).to(networks.device()).eval().requires_grad_(True)
+    images, labels = (torch.cat(pair) for pair in zip(forgotten, retained, strict=True))
+    curve = [watched_accuracy(learner, forgotten)]
+
+    def loss_of(index: Tensor) -> Tensor | None:
         if curve[-1] >= until:
-            break
-        images = torch.cat([forgotten[0][first], retained[0][second]])
-        labels = torch.cat([forgotten[1][first], retained[1][second]])
-        loss = F.cross_entropy(learner(images.to(models.device())), labels.to(models.device()))
-        finite(loss)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        curve.append(_accuracy(learner, *seen))
+            return None
+        logits = learner(images[index].to(networks.device()))
+        return F.cross_entropy(logits, labels[index].to(networks.device()))
+
+    def watch() -> None:
+        curve.append(watched_accuracy(learner, forgotten))
+
+    optimizer = torch.optim.Adam(learner.parameters(), lr=settings.learning_rate)
+    optimizer.register_step_post_hook(lambda *_: watch())
+    order = _halves(len(forgotten[0]), len(retained[0]), settings=settings, seed=seed)
+    descend(optimizer, order, loss_of, label="relearning")
     return curve
 
 
-@torch.no_grad()
-def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    predicted = network(images.to(models.device())).argmax(1).cpu()
-    return 100 * (predicted == labels).double().mean().item()
+def _halves(forgotten: int, retained: int, *, settings: Settings, seed: int) -> list[Tensor]:
+    """Draw batches, half of each among the first items and half among those that follow them."""
+    generator = seeds.stream(seed, "order of relearning")
+    orders = [
+        batches(count, batch_size=settings.batch_size, steps=settings.steps, generator=generator)
+        for count in (forgotten, retained)
+    ]
+    return [torch.cat([a, forgotten + b]) for a, b in zip(*orders, strict=True)]
 
 
-def goal(original: nn.Module, forgotten: tuple[Tensor, Tensor], *, margin: float = 0.05) -> float:
+def watched_accuracy(network: nn.Module, forgotten: Part) -> float:
+    """Compute the accuracy in percent on the items that are watched."""
+    images, labels = (part[:WATCHED] for part in forgotten)
+    return percent_correct(networks.predict(network, images), labels)
+
+
+def goal(original: nn.Module, forgotten: Part, *, margin: float = 0.05) -> float:
     """Compute the accuracy at which a model counts as having learned again.
 
     Args:
-        original: the model before unlearning, in evaluation mode.
+        original: the model before unlearning.
         forgotten: images and labels as in `relearning_curve`; the first `WATCHED` are looked at.
         margin: α.
 
     Returns:
         ``(1 - α)`` times the original's accuracy, in percent.
     """
-    return (1 - margin) * _accuracy(original, *(part[:WATCHED] for part in forgotten))
+    return (1 - margin) * watched_accuracy(original, forgotten)
 
 
 def relearn_time(curve: list[float], *, until: float) -> float:

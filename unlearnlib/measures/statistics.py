@@ -53,6 +53,12 @@ def with_interval(mean: float, low: float, high: float, *, digits: int = 2) -> s
     return f"{mean:.{digits}f}" + ("" if np.isnan(low) else f" ± {(high - low) / 2:.{digits}f}")
 
 
+def written(values: Sequence[float], *, digits: int = 2) -> str:
+    """Write repeats as their mean and half its 95 % interval; ``-`` where there is none."""
+    found = [value for value in values if not np.isnan(value)]
+    return with_interval(*mean_interval(found), digits=digits) if found else "-"
+
+
 def mixed_model(table: pd.DataFrame, formula: str, *, groups: Sequence[str]) -> Fitted:
     """Fit a linear model with a random intercept for each combination of some columns, by REML.
 
