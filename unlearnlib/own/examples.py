@@ -15,7 +15,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnlib.models.loops import batches, finite, one_cycle
+from unlearnlib.data.requests import Classes, rest
+from unlearnlib.models.training import Recipe, fit
+from unlearnlib.pipeline import seeds
 from unlearnlib.pipeline.paths import write_atomic
 
 SHAPE = (1, 16, 16)
@@ -68,33 +70,31 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
+def run(
+    *, arguments: dict[str, Any], recipe: Recipe, request: Classes | None, seed: int
+) -> dict[str, Any]:
     """Train the network, with or without some classes.
 
     Args:
-        spec: ``without`` (classes left out), ``arguments`` of `network`, ``epochs``, ``rate``
-            (peak of the one-cycle schedule of Adam), ``batch_size``, ``seed``.
+        arguments: keywords of `network`.
+        recipe: how it is trained.
+        request: classes left out; None for none.
+        seed: of the first weights and the order of the images.
 
     Returns:
         ``state_dict``.
     """
     images, labels, _, _ = digits()
-    kept = ~torch.isin(labels, torch.tensor(spec["without"]))
-    images, labels = images[kept], labels[kept]
-    torch.manual_seed(spec["seed"])
-    model, order = network(**spec["arguments"]), torch.Generator().manual_seed(spec["seed"])
-    steps = spec["epochs"] * (len(images) // spec["batch_size"])
-    optimizer = torch.optim.Adam(model.parameters(), lr=spec["rate"])
-    schedule = one_cycle(optimizer, spec["rate"], steps=steps)
-    options = {"batch_size": spec["batch_size"], "steps": steps, "generator": order}
-    for index in batches(len(images), **options):
-        loss = F.cross_entropy(model(images[index]), labels[index])
-        finite(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return {"state_dict": model.state_dict()}
+    kept = torch.arange(len(labels))
+    if request is not None:
+        kept = rest(len(labels), request.positions(labels))
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.derive(seed, "first weights"))
+        model = network(**arguments)
+    fit(
+        model, images[kept], labels[kept], recipe=recipe, seed=seed, label="training of the example"
+    )
+    return {"state_dict": model.cpu().state_dict()}
 
 
 def write(state: dict[str, Tensor], folder: Path, name: str) -> Path:

@@ -1,10 +1,13 @@
 """Bring a trained classifier of your own and forget classes from it without any data.
 
-    model = own.load("mine.pt", "mine.py:network", num_classes=10, shape=(3, 32, 32))
+    from unlearnlib.own import own_model
+
+    model = own_model.load("mine.pt", "mine.py:network", num_classes=10, shape=(3, 32, 32))
     synthesis = {"per_class": 100, "prior_steps": 150, "steps": 8}
-    method = {"kind": "masked_distillation", "synthesis": synthesis, "tuning": {"steps": 600}}
-    unlearned = own.unlearn(model, method, forget_classes=[3], seed=0)["model"]
-    own.save(unlearned, "mine_without_3.pt")
+    settings = {"synthesis": synthesis, "tuning": {"steps": 600}}
+    method = {"method": "masked_distillation", "settings": settings}
+    unlearned = own_model.unlearn(model, method, forget_classes=[3], seed=0).network
+    own_model.save(unlearned, "mine_without_3.pt")
 
 The factory is named as text, ``package.module:function`` or ``path/to/file.py:function``, so that
 worker processes can import it too. Students are fresh networks of the same factory. Relative paths
@@ -16,8 +19,8 @@ import importlib
 import io
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -27,16 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnlib.data.classes import check_forget_classes, forget_mask
-from unlearnlib.models import models
-from unlearnlib.models.models import CheckpointError
-from unlearnlib.pipeline import fingerprint
+from unlearnlib.data.requests import Classes
+from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.models.checkpoints import CheckpointError
+from unlearnlib.pipeline import fingerprint, schema
 from unlearnlib.pipeline.paths import root, write_atomic
-from unlearnlib.zero_shot import deep_inversion, gkt, methods
-from unlearnlib.zero_shot.methods import Method
+from unlearnlib.zero_shot import deep_inversion, methods
+from unlearnlib.zero_shot.method import Outcome, Settings, ZeroShot, drawing, statistics
 
 NESTED = ("state_dict", "model_state_dict", "model")  # usual keys of a state dict in a checkpoint
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+PICTURES = 10  # images that a run keeps of those that a method learnt from
+Normalise = Mapping[str, list[float]]
+Given = Mapping[str, Any]
 
 
 class FactoryError(ValueError):
@@ -51,16 +57,18 @@ class Own(nn.Module):
         shape: ``(C, H, W)`` of an image.
         normalise: ``mean`` and ``std`` of each channel, taken off images in [0, 1] before the
             network sees them; None for none.
+
+    Raises:
+        ValueError: other keys, not a number for each channel, or a deviation that is not positive.
     """
 
     def __init__(
-        self, network: nn.Module, shape: tuple[int, ...], normalise: dict[str, list] | None
+        self, network: nn.Module, shape: tuple[int, ...], normalise: Normalise | None
     ) -> None:
         super().__init__()
         self.network, self.shape = network, shape
-        for name, default in (("mean", 0.0), ("std", 1.0)):
-            values = torch.tensor((normalise or {}).get(name, [default])).float().view(-1, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+        for name, values in _standardisation(normalise, shape[0]).items():
+            self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)
@@ -68,6 +76,27 @@ class Own(nn.Module):
     def to(self, *args: Any, memory_format: Any = None, **options: Any) -> "Own":
         """Move as any module, but keep the memory format: `view` in a `forward` relies on it."""
         return super().to(*args, **options)
+
+
+def _standardisation(normalise: Normalise | None, channels: int) -> dict[str, Tensor]:
+    """Return ``mean`` and ``std``, each of length 1 or `channels`."""
+    given = {} if normalise is None else normalise
+    remedy = (
+        f"give mean and std, each a list of {channels} numbers, as the network was trained with"
+    )
+    if not isinstance(given, Mapping) or given.keys() - {"mean", "std"}:
+        raise ValueError(f"normalise={given!r}: {remedy}")
+    found = {}
+    for name, default in (("mean", 0.0), ("std", 1.0)):
+        try:
+            found[name] = torch.as_tensor(given.get(name, default)).float().flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"normalise: {name}={given[name]!r}: {remedy}") from error
+        if len(found[name]) not in (1, channels) or not found[name].isfinite().all():
+            raise ValueError(f"normalise: {name}={given[name]!r}: {remedy}")
+    if not (found["std"] > 0).all():
+        raise ValueError(f"normalise: std={given['std']!r} is not above 0: {remedy}")
+    return found
 
 
 # ------------------------------------------------------------------------------- the factory
@@ -207,14 +236,15 @@ def read_state(checkpoint: str | Path) -> dict[str, Tensor]:
     remedy = "save the state dict: torch.save(model.state_dict(), path)"
     if not path.is_file():
         raise CheckpointError(
-            f"checkpoint {_shown(path)} does not exist; relative paths start at the project's folder"
+            f"checkpoint {_shown(path)} does not exist; relative paths start at the project's "
+            "folder"
         )
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # foreign bytes make the unpickler fail in any way it can
         raise CheckpointError(
-            f"checkpoint {_shown(path)} is damaged or holds more than tensors and plain values, as a "
-            f"pickled whole model does ({type(error).__name__}); where it was made, {remedy}"
+            f"checkpoint {_shown(path)} is damaged or holds more than tensors and plain values, as "
+            f"a pickled whole model does ({type(error).__name__}); where it was made, {remedy}"
         ) from error
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -237,9 +267,7 @@ def _is_state(content: Any) -> bool:
 def _fill(network: nn.Module, state: dict[str, Tensor], checkpoint: str | Path) -> None:
     """Load a state dict into a network, without the prefixes that wrappers leave."""
     wanted = network.state_dict()
-    for prefix in PREFIXES:
-        if not state.keys() <= wanted.keys() and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = _unwrapped(state, set(wanted))
     shared = wanted.keys() & state.keys()
     differing = {
         "missing": [key for key in wanted if key not in state],
@@ -258,11 +286,21 @@ def _fill(network: nn.Module, state: dict[str, Tensor], checkpoint: str | Path) 
     network.load_state_dict(state)
 
 
+def _unwrapped(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Take off prefixes that all keys share, one after the other, until the keys are known."""
+    while not state.keys() <= wanted:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
 @torch.no_grad()
 def _check_output(model: Own) -> None:
     """Raise ValueError unless one forward pass gives logits ``[N, K]``."""
     images = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
-    wanted, name = [2, models.num_classes(model)], type(model.network).__name__
+    wanted, name = [2, architectures.num_classes(model)], type(model.network).__name__
     try:
         logits = model.eval()(images)
     except Exception as error:
@@ -290,14 +328,14 @@ def load(
     *,
     num_classes: int,
     shape: tuple[int, int, int],
-    arguments: dict[str, Any] | None = None,
-    normalise: dict[str, list[float]] | None = None,
+    arguments: Given | None = None,
+    normalise: Normalise | None = None,
 ) -> Own:
     """Load a trained classifier and check that it maps images in [0, 1] to logits ``[N, K]``.
 
     Args:
-        checkpoint: file of a state dict, see `read_state`; with or without the prefix of
-            DataParallel or torch.compile.
+        checkpoint: file of a state dict, see `read_state`; with or without the prefixes of
+            DataParallel and torch.compile.
         factory: text that names a function, see `importing`; returns an untrained network.
         num_classes: K.
         shape: ``(C, H, W)`` of an image.
@@ -311,21 +349,70 @@ def load(
     Raises:
         CheckpointError: a file that does not hold what the factory's network needs.
         FactoryError: a factory that cannot be imported or called, or that trains or seeds itself.
-        ValueError: no logits ``[N, K]``.
+        ValueError: no logits ``[N, K]``, or a `normalise` of other keys or lengths.
     """
     given, shape = dict(arguments or {}), tuple(shape)
-    name = f"{factory} {json.dumps([given, shape, normalise], sort_keys=True)}"
-    models.ARCHITECTURES[name] = lambda **_: Own(_make(factory, given), shape, normalise)
+    _standardisation(normalise, shape[0])
+    name = f"{factory} {json.dumps([given, shape, normalise], sort_keys=True, default=repr)}"
+    architectures.ARCHITECTURES[name] = lambda **_: Own(_make(factory, given), shape, normalise)
     model, again = (
-        models.build(name, channels=shape[0], num_classes=num_classes) for _ in range(2)
+        architectures.build(name, channels=shape[0], num_classes=num_classes) for _ in range(2)
     )
     _check_fresh(model, again, factory)
     _fill(model.network, read_state(checkpoint), checkpoint)
     _check_output(model)
-    return models.frozen(model)
+    return networks.frozen(model)
 
 
-def save(model: Own, path: Path) -> None:
+@dataclass(frozen=True, eq=False)
+class Description:
+    """Say what a model of one's own is made of, for runs in processes of their own.
+
+    Attributes:
+        checkpoint: see `load`, as all others but `code`.
+        factory: see `load`.
+        num_classes: see `load`.
+        shape: see `load`.
+        arguments: see `load`.
+        normalise: see `load`.
+        code: of the factory as it is now, so that a changed one runs again.
+
+    Raises:
+        FactoryError: malformed text, or no such file or module.
+    """
+
+    checkpoint: Path
+    factory: str
+    num_classes: int
+    shape: tuple[int, int, int]
+    arguments: Given = field(default_factory=dict)
+    normalise: Normalise | None = None
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checkpoint", root() / Path(self.checkpoint).expanduser())
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "code", self.code or code(self.factory))
+
+    def load(self) -> Own:
+        """Load the model, see `load`.
+
+        Raises:
+            FactoryError: a factory that is not the one that was described.
+        """
+        if self.code != code(self.factory):
+            raise FactoryError(f"{self.factory} changed meanwhile; run again")
+        return load(
+            self.checkpoint,
+            self.factory,
+            num_classes=self.num_classes,
+            shape=self.shape,
+            arguments=self.arguments,
+            normalise=self.normalise,
+        )
+
+
+def save(model: Own, path: str | Path) -> None:
     """Write the plain state dict of the factory's network, at once or not at all."""
     state = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
     buffer = io.BytesIO()
@@ -352,6 +439,8 @@ def load_images(
             f"{_shown(file)} holds no test images ({_short(error)}); write them with "
             "numpy.savez(path, images=images, labels=labels)"
         ) from error
+    if len(labels) == 0:
+        raise ValueError(f"{_shown(file)} holds no test images: there are no labels; give some")
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     images = images.unsqueeze(1) if images.dim() == 3 else images
     if images.shape != (len(labels), *shape) or not 0 <= images.min() <= images.max() <= 1:
@@ -360,7 +449,8 @@ def load_images(
             f"{images.min():.3g} to {images.max():.3g}; give [N, {', '.join(map(str, shape))}], "
             "bytes or values in [0, 1]"
         )
-    if not 0 <= labels.min() <= labels.max() < num_classes:
+    known = torch.isin(labels, torch.arange(num_classes))
+    if not known.all():
         raise ValueError(
             f"{_shown(file)}: labels from {labels.min()} to {labels.max()}; give class numbers "
             f"from 0 to {num_classes - 1}"
@@ -371,138 +461,124 @@ def load_images(
 # -------------------------------------------------------------------------------- unlearning
 
 
-def not_applicable(model: Own, method: Method) -> str | None:
-    """Tell why a method cannot serve a model, or return None where it can."""
-    parts, name = methods.settings_of(method).values(), type(model.network).__name__
+def chosen(given: Given) -> tuple[ZeroShot, Settings]:
+    """Find a method and make its settings: of ``{"method": "gkt", "settings": {...}}``.
 
-    def asks(*keys: str) -> bool:
-        return any(getattr(part, key, 0) for part in parts for key in keys)
-
-    reads_statistics = asks("prior_steps", "statistics_weight", "freeze_statistics")
-    if reads_statistics and not _has_statistics(model):
-        return f"reads BatchNorm running statistics in place of data, and {name} keeps none"
-    if asks("attention_weight") and not _has_attention(model):
-        return f"attends to activation modules such as nn.ReLU, and {name} does not call any"
-    if (method["kind"] == "gkt" or asks("prior_steps")) and not _can_be_drawn(model):
-        height, width = model.shape[1:]
-        return f"its generator draws sides that are multiples of 4, not {height} x {width}"
-    return None
-
-
-def _has_statistics(model: Own) -> bool:
-    """Tell whether there are BatchNorm layers with statistics, and each is called."""
-    with models.record_inputs(models.tracked_batch_norms(model)) as fed:
-        _pass(model)
-    return bool(fed) and all(x.numel() for x in fed)
-
-
-def _has_attention(model: Own) -> bool:
-    """Tell whether there are activation modules, and each is called."""
-    layers = [n for n, module in model.named_modules() if isinstance(module, models.ACTIVATIONS)]
-    with models.record_outputs(model, layers) as outputs:
-        _pass(model)
-    return bool(layers) and outputs.keys() == set(layers)
-
-
-def _can_be_drawn(model: Own) -> bool:
-    return not any(side % 4 for side in model.shape[1:])
-
-
-def _pass(model: Own) -> None:
-    models.predict(model, torch.zeros(2, *model.shape))
+    Raises:
+        ValueError: other keys, an unknown method, or settings that it does not take.
+    """
+    if not isinstance(given, Mapping) or not {"method"} <= given.keys() <= {"method", "settings"}:
+        raise ValueError(
+            f"method={given!r}: give 'method', one of {list(methods.METHODS)}, and 'settings'"
+        )
+    entry = methods.METHODS[given["method"]]
+    return entry, schema.build(entry.settings, given.get("settings") or {})
 
 
 def unlearn(
-    model: Own, method: Method, *, forget_classes: list[int], seed: int
-) -> dict[str, nn.Module | Tensor]:
+    model: Own,
+    method: Given | ZeroShot,
+    *,
+    forget_classes: Iterable[int] | Classes,
+    seed: int,
+    settings: Settings | None = None,
+) -> Outcome:
     """Forget classes from a classifier by a zero-shot method.
 
     Args:
         model: of `load`; stays as it is.
-        method: ``kind``, and the keywords of its parts, see `methods.KINDS`.
-        forget_classes: class numbers.
+        method: ``{"method": name, "settings": {...}}``, see `methods.METHODS`; or an entry of it.
+        forget_classes: class numbers, or a request for them.
         seed: of everything random, a student's first weights included.
+        settings: of an entry; its defaults where it is left out.
 
     Returns:
-        ``model``, the unlearned classifier, and ``pictures``: up to 10 of the images that it
-        learnt from, bytes ``[n, C, H, W]``; none of masked distillation.
+        ``network``, the unlearned classifier; ``images``, some that it learnt from, bytes
+        ``[n, C, H, W]``, none of masked distillation; and further ``facts`` of the method.
 
     Raises:
-        ValueError: forget classes that are not there, or all; a method that is not applicable.
+        ValueError: classes that are not there, or all; a method that is not applicable.
         FloatingPointError: a loss that is not finite.
     """
-    classes = list(check_forget_classes(forget_classes, models.num_classes(model)))
-    if reason := not_applicable(model, method):
-        raise ValueError(f"{method['kind']} is not applicable: {reason}")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network, images = methods.unlearn(
-            model, method, forget_classes=classes, shape=model.shape, seed=seed
-        )
-    spread = images[:: max(1, len(images) // 10)][:10]
-    return {"model": network, "pictures": gkt.to_bytes(spread.float())}
+    if not isinstance(method, ZeroShot):
+        if settings is not None:
+            raise ValueError("settings belong inside the method where it is given by its name")
+        method, settings = chosen(method)
+    settings = method.settings() if settings is None else settings
+    request = forget_classes if isinstance(forget_classes, Classes) else Classes(forget_classes)
+    return _unlearned(model, method, settings, request, seed)
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run one method of a sweep on an own model.
+def _unlearned(
+    model: Own, entry: ZeroShot, settings: Settings, request: Classes, seed: int
+) -> Outcome:
+    request.check(architectures.num_classes(model))
+    if reason := methods.obstacle(model, model.shape, settings):
+        raise ValueError(f"{entry.name} is not applicable: {reason}")
+    return methods.unlearn(model, entry, request, shape=model.shape, settings=settings, seed=seed)
+
+
+def run(
+    *, model: Description, method: ZeroShot, settings: Settings, request: Classes, seed: int
+) -> dict[str, Any]:
+    """Run one method of a sweep on a model of one's own.
 
     Args:
-        spec: the arguments of `load`, ``checkpoint`` as a path; ``code`` of the factory, so that
-            a changed factory runs again; ``method``, ``forget_classes``, ``seed`` of `unlearn`.
+        model: what to load.
+        method: an entry of `methods.METHODS`.
+        settings: of it.
+        request: classes to forget.
+        seed: see `unlearn`.
 
     Returns:
-        ``model`` (packed) and ``pictures``; or ``failed``, why the method came to no end.
+        ``model`` (packed) and ``images``, up to 10 of them; or ``failed``, why the method came to
+        no end.
 
     Raises:
-        ValueError: what `load` raises, or other code than the spec says.
+        ValueError: what `Description.load` raises, or a request that the model cannot serve.
     """
-    model = load_spec(spec)
-    methods.settings_of(spec["method"])  # mistakes are not failures
-    check_forget_classes(spec["forget_classes"], models.num_classes(model))
-    options = {key: spec[key] for key in ("forget_classes", "seed")}
+    own = model.load()
+    request.check(architectures.num_classes(own))
     try:
-        result = unlearn(model, spec["method"], **options)
+        outcome = _unlearned(own, method, settings, request, seed)
     except (FloatingPointError, ValueError) as error:
         return {"failed": str(error)}
-    return result | {"model": models.pack(result["model"])}
-
-
-def load_spec(spec: dict[str, Any]) -> Own:
-    """Load the model of a spec, see `run`."""
-    if spec["code"] != code(spec["factory"]):
-        raise ValueError(f"{spec['factory']} changed meanwhile; run again")
-    keys = ("checkpoint", "factory", "num_classes", "shape", "arguments", "normalise")
-    return load(**{key: spec[key] for key in keys})
+    spread = outcome.images[:: max(1, len(outcome.images) // PICTURES)][:PICTURES]
+    return {"model": checkpoints.pack(outcome.network), "images": spread}
 
 
 # ------------------------------------------------------------------------ signs without data
 
 
-def run_drawing(spec: dict[str, Any]) -> dict[str, Any]:
+def run_drawing(
+    *, model: Description, settings: deep_inversion.Synthesis, seed: int
+) -> dict[str, Any]:
     """Draw images of every class from the model, to compare answers on where there is no data.
 
     What the model cannot serve, BatchNorm statistics or the generator, is left out.
 
     Args:
-        spec: the model as in `run`; ``synthesis`` (keywords of `deep_inversion.Synthesis`), ``seed``.
+        model: what to load.
+        settings: of the drawing.
+        seed: of all that is drawn.
 
     Returns:
         ``images`` ``[N, C, H, W]`` as bytes.
     """
-    model, settings = load_spec(spec), deep_inversion.Synthesis(**spec["synthesis"])
-    if not _has_statistics(model):
+    own = model.load()
+    if statistics(own, own.shape):
         settings = replace(settings, statistics_weight=0.0, prior_steps=0)
-    if not _can_be_drawn(model):
+    if drawing(own, own.shape):
         settings = replace(settings, prior_steps=0)
+    classes = range(architectures.num_classes(own))
     images, _ = deep_inversion.synthesise(
-        model, forget_classes=[], num_classes=models.num_classes(model), shape=model.shape,
-        settings=settings, seed=spec["seed"],
-    )  # fmt: skip
+        own, classes, shape=own.shape, settings=settings, seed=seed
+    )
     return {"images": images}
 
 
 def signs(
-    original: nn.Module, unlearned: nn.Module, images: Tensor, forget_classes: list[int]
+    original: nn.Module, unlearned: nn.Module, images: Tensor, request: Classes
 ) -> dict[str, float]:
     """Compare the answers of two models on images ``[N, C, H, W]`` in [0, 1], without labels.
 
@@ -511,8 +587,8 @@ def signs(
         unlearned model gives the forgotten classes on images that the original names so;
         ``agreement``, the share of the others that both name alike.
     """
-    named, answers = (models.predict(m, images) for m in (original, unlearned))
-    gone = forget_mask(named.argmax(1), forget_classes)
-    leak = answers.softmax(1)[:, list(forget_classes)].sum(1)[gone].mean()
+    named, answers = (networks.predict(m, images) for m in (original, unlearned))
+    gone = request.mask(named.argmax(1))
+    leak = answers.softmax(1)[:, list(request.classes)].sum(1)[gone].mean()
     agree = (answers.argmax(1) == named.argmax(1))[~gone].float().mean()
     return {"leak": 100 * leak.item(), "agreement": 100 * agree.item()}

@@ -1,0 +1,103 @@
+"""Tables of notebooks: kept whole for the report, and shown under their caption."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unlearnlib.pipeline.paths import Place, place
+from unlearnlib.pipeline.records import Record
+from unlearnlib.report import figures, notebook, trainings
+
+TABLE = pd.DataFrame({"method": ["gkt", "gold"], "value": [1 / 3, float("nan")]})
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    return place("quick")
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, dict]]:
+    """Collect what is displayed, with its metadata."""
+    found: list[tuple[object, dict]] = []
+
+    def display(content: object, *, metadata: dict, raw: bool = False) -> None:
+        found.append((content, metadata))
+
+    for module in (notebook, figures):
+        monkeypatch.setattr(module, "display", display)
+    return found
+
+
+def test_a_table_is_kept_with_all_its_digits(here: Place):
+    notebook.save_table(here, "t", TABLE)
+    assert (here.tables / "t.csv").read_text() == "method,value\ngkt,0.3333333333333333\ngold,\n"
+    pd.testing.assert_frame_equal(pd.read_csv(here.tables / "t.csv"), TABLE)
+    assert [file.name for file in here.tables.iterdir()] == ["t.csv"]
+
+
+def test_the_index_and_fewer_digits_are_kept_where_asked(here: Place):
+    notebook.save_table(here, "t", TABLE.set_index("method"), index=True, digits="%.3g")
+    assert (here.tables / "t.csv").read_text() == "method,value\ngkt,0.333\ngold,\n"
+    notebook.save_table(here, "t", TABLE.set_index("method"))
+    assert (here.tables / "t.csv").read_text().startswith("value\n0.33333")
+
+
+def test_a_table_that_cannot_be_written_leaves_the_former_one(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+):
+    notebook.save_table(here, "t", TABLE)
+    before = (here.tables / "t.csv").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        notebook.save_table(here, "t", TABLE.tail(1))
+    assert (here.tables / "t.csv").read_bytes() == before
+    assert [file.name for file in here.tables.iterdir()] == ["t.csv"]
+
+
+def test_a_table_is_shown_under_its_caption(shown: list):
+    notebook.show_table(TABLE, "Percent")
+    notebook.show_table(TABLE["value"], "A column")
+    (frame, one), (column, other) = shown
+    pd.testing.assert_frame_equal(frame, TABLE)
+    pd.testing.assert_frame_equal(column, TABLE[["value"]])
+    assert (one, other) == ({"caption": "Percent"}, {"caption": "A column"})
+
+
+# ----------------------------------------------------------------------------------- trainings
+
+
+TRAINED = {
+    f"seed{seed}": Record(
+        f"seed{seed}",
+        {"train_images": 90 + seed, "validation_accuracy": accuracy, "losses": losses},
+        seconds=1.0,
+        arguments={"seed": seed},
+    )
+    for seed, accuracy, losses in ((3, 99.127, [2.0, 0.5]), (1, 98.0, [1.0, 0.25]))
+}
+
+
+def test_trainings_are_summed_up_by_seed():
+    found = trainings.summary(TRAINED)
+    assert found.index.tolist() == [3, 1] and found.index.name == "seed"
+    assert found["training images"].tolist() == [93, 91]
+    assert found["validation accuracy %"].tolist() == [99.13, 98.0]
+
+
+def test_losses_are_drawn_by_epoch(shown: list, monkeypatch: pytest.MonkeyPatch):
+    spread, drawn = figures.spread, []
+
+    def watched(axis: object, x: range, repeats: np.ndarray, **style: object) -> None:
+        drawn.append((list(x), repeats.tolist()))
+        spread(axis, x, repeats, **style)
+
+    monkeypatch.setattr(figures, "spread", watched)
+    trainings.show_losses(TRAINED)
+    assert drawn == [([1, 2], [[2.0, 0.5], [1.0, 0.25]])]
+    ((_, metadata),) = shown
+    assert "band: their range" in metadata["caption"]
+    assert "loss" in metadata["image/png"]["alt"]
