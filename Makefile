@@ -20,7 +20,7 @@ $(STAMP): export PATH := $(CALLERS_PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro status report test lint clean
+.PHONY: help env repro status report lab cells test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,12 @@ status: $(STAMP) ## say which stages are out of date
 
 report: $(STAMP) ## build the HTML pages of PROFILE from its executed notebooks
 	$(RUN) unlearnlib.report --profile $(PROFILE)
+
+lab: $(STAMP) ## open the notebooks in Jupyter
+	$(RUN) jupyter lab
+
+cells: $(STAMP) ## write the parameter cells of the notebooks from the quick profile
+	$(RUN) unlearnlib.pipeline.cells
 
 test: $(STAMP) ## run every test, the quick profile from end to end included
 	$(RUN) pytest

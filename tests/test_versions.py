@@ -14,7 +14,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEPENDENCIES = [Requirement(text) for text in PROJECT["dependencies"]]
+EXTRAS = PROJECT["optional-dependencies"]
+# `make env` installs all of them
+DEPENDENCIES = [
+    Requirement(text) for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts
+]
 LOCK_TEXT = (ROOT / "requirements.lock").read_text()
 LOCK_LINES = [line for line in LOCK_TEXT.splitlines() if line and not line.startswith("#")]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
@@ -77,6 +81,16 @@ def test_lock_is_complete_and_has_nothing_else() -> None:
             queue += [more for more in further if any(applies(more, e) for e in ("", *need.extras))]
     assert not unmet
     assert {name for name, _ in seen} == set(pins)
+
+
+def test_no_package_is_asked_for_twice() -> None:
+    names = [canonicalize_name(dependency.name) for dependency in DEPENDENCIES]
+    assert len(names) == len(set(names))
+
+
+def test_an_environment_has_what_notebooks_and_their_tests_need() -> None:
+    needed = {"jupyter", "papermill", "torch", "torchvision", "seaborn", "statsmodels", "nbval"}
+    assert needed <= locked_here().keys()
 
 
 def test_conda_gets_the_same_versions() -> None:

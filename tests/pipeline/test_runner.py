@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import yaml
+from conftest import ROOT
 from nbformat import v4
 
-from unlearnlib.pipeline import runner
+from unlearnlib.pipeline import parameters, runner
 from unlearnlib.pipeline.parameters import ParameterError
 
 LIBRARY = Path(runner.__file__).parents[2]
@@ -48,33 +51,31 @@ time.sleep(60)
 """
 
 
-def notebook(*sources: str) -> nbformat.NotebookNode:
+def notebook(*sources: str, parameters: str = PARAMETERS) -> nbformat.NotebookNode:
     """Make a notebook of a title, a parameters cell and cells of code."""
-    first = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    first = v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     cells = [v4.new_markdown_cell("# Title"), first, *map(v4.new_code_cell, sources)]
     return v4.new_notebook(cells=cells)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Write a project of four notebooks in a folder with a difficult name.
+    """Write a project of four notebooks, named as some of ours, in a folder with a difficult name.
 
     The kernelspec that Jupyter would find there starts nothing, and the reader's own settings
     would spoil the run.
     """
     root = tmp_path_factory.mktemp("a {b} c")
     notebooks = {
-        "01_good": notebook(LOOK_AROUND, REPORT, DRAW, "1 + 1"),
-        "02_bad": notebook("print('so far')", "raise ValueError('what\\nwent wrong')", "0"),
-        "03_dead": notebook("import os\nos._exit(1)"),
-        "04_long": notebook(WAIT),
+        "15_evaluation": notebook(LOOK_AROUND, REPORT, DRAW, "1 + 1"),
+        "16_comparison": notebook("print('so far')", "raise ValueError('what\\nwent wrong')", "0"),
+        "24_group_retrain": notebook("import os\nos._exit(1)"),
+        "31_group_comparison": notebook(WAIT, parameters=f"{PARAMETERS}\nlevel = None"),
     }
     (root / "notebooks").mkdir()
     for stem, content in notebooks.items():
         nbformat.write(content, root / "notebooks" / f"{stem}.ipynb")
-    (root / "params").mkdir()
-    quick = "study: {seeds: [0, 1], width: 1}\ngood: {}\nbad: {}\ndead: {}\nlong: {}\n"
-    (root / "params" / "quick.yaml").write_text(quick)
+    shutil.copytree(ROOT / "params", root / "params")
     spec = root / "jupyter" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
@@ -92,7 +93,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def executed(project: Path) -> nbformat.NotebookNode:
     """Run the good notebook once."""
-    return nbformat.read(runner.run("01_good", "quick"), as_version=4)
+    return nbformat.read(runner.run("15_evaluation", "quick"), as_version=4)
 
 
 def text(cell: nbformat.NotebookNode) -> str:
@@ -133,60 +134,62 @@ def test_a_stored_notebook_holds_outputs_and_nothing_of_its_run(
     assert executed.metadata == runner._METADATA
     assert text(executed.cells[4]) == "0\n1\n2\n"
     assert "image/png" in executed.cells[5].outputs[-1].data
-    stored = (project / "reports/quick/notebooks/01_good.ipynb").read_text()
+    stored = (project / "reports/quick/notebooks/15_evaluation.ipynb").read_text()
     assert "papermill" not in stored
-    assert not (project / "build/failed/quick-01_good.ipynb").exists()
+    assert not (project / "build/failed/quick-15_evaluation.ipynb").exists()
 
 
 def test_a_second_run_gives_the_same_bytes_and_shows_progress(
     project: Path, executed: nbformat.NotebookNode, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    target = project / "reports/quick/notebooks/01_good.ipynb"
+    target = project / "reports/quick/notebooks/15_evaluation.ipynb"
     before = target.read_bytes()
     target.unlink()
-    assert runner.main(["run", "01_good", "--profile", "quick"]) == 0
+    assert runner.main(["run", "15_evaluation", "--profile", "quick"]) == 0
     assert target.read_bytes() == before
     shown = capfd.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
-    assert lines[0] == "01_good (quick) starts"
+    assert lines[0] == "15_evaluation (quick) starts"
     assert [line for line in lines if line.startswith("  step")] == [
         f"  step {i}" for i in range(3)
     ]
     assert "a warning" in lines
-    assert re.fullmatch(r"01_good \(quick\) took \d+ s", lines[-1])
+    assert re.fullmatch(r"15_evaluation \(quick\) took \d+ s", lines[-1])
     assert len(lines) == 6
 
 
 def test_a_failure_says_why_and_keeps_what_there_was(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    former = project / "reports/quick/notebooks/02_bad.ipynb"
+    former = project / "reports/quick/notebooks/16_comparison.ipynb"
     former.parent.mkdir(parents=True, exist_ok=True)
     former.write_text("former")
-    assert runner.main(["run", "02_bad"]) == 1
+    assert runner.main(["run", "16_comparison"]) == 1
     message = capsys.readouterr().err
     assert message.endswith(
-        "02_bad failed: ValueError: what\nwent wrong\n"
-        "The notebook so far: build/failed/quick-02_bad.ipynb\n"
+        "16_comparison failed: ValueError: what\nwent wrong\n"
+        "The notebook so far: build/failed/quick-16_comparison.ipynb\n"
     )
     assert former.read_text() == "former"
-    kept = (project / "build/failed/quick-02_bad.ipynb").read_text()
+    kept = (project / "build/failed/quick-16_comparison.ipynb").read_text()
     assert "so far" in kept
     assert "went wrong" in kept
 
 
 def test_a_kernel_that_dies_is_a_failure(project: Path) -> None:
-    with pytest.raises(runner.NotebookError, match="(?s)03_dead failed: .*died.*build/failed/"):
-        runner.run("03_dead", "quick")
+    with pytest.raises(
+        runner.NotebookError, match="(?s)24_group_retrain failed: .*died.*build/failed/"
+    ):
+        runner.run("24_group_retrain", "quick")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_terminated_run_leaves_no_process(project: Path) -> None:
-    command = [sys.executable, "-m", "unlearnlib.pipeline.runner", "run", "04_long"]
+    command = [sys.executable, "-m", "unlearnlib.pipeline.runner", "run", "31_group_comparison"]
     environment = os.environ | {"PYTHONPATH": str(LIBRARY)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr.readline() == "04_long (quick) starts\n"
+    assert process.stderr.readline() == "31_group_comparison (quick) starts\n"
     waiting = process.stderr.readline()
     assert waiting.startswith("  waiting ")
     process.send_signal(signal.SIGTERM)
@@ -194,22 +197,68 @@ def test_a_terminated_run_leaves_no_process(project: Path) -> None:
     assert process.returncode == 130
     assert said.endswith("interrupted\n")
     assert not [pid for pid in waiting.split()[1:] if runs(int(pid))]
-    assert not (project / "reports/quick/notebooks/04_long.ipynb").exists()
+    assert not (project / "reports/quick/notebooks/31_group_comparison.ipynb").exists()
 
 
-def test_parameters_and_notebook_must_agree(
-    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of one notebook, with our parameters."""
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "params").mkdir()
-    nbformat.write(notebook("0"), tmp_path / "notebooks/01_good.ipynb")
-    (tmp_path / "params/quick.yaml").write_text("study: {seeds: [0]}\ngood: {sedes: 1}\n")
+    nbformat.write(notebook("0"), tmp_path / "notebooks/15_evaluation.ipynb")
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    return tmp_path
+
+
+def declare(root: Path, parameters: str) -> None:
+    """Write another parameters cell."""
+    nbformat.write(notebook("0", parameters=parameters), root / "notebooks" / "15_evaluation.ipynb")
+
+
+def test_parameters_and_notebook_must_agree(small: Path) -> None:
+    declare(small, "profile = 'quick'\nsedes = []")
     with pytest.raises(ParameterError, match="no 'sedes'.*did you mean 'seeds'"):
-        runner.run("01_good", "quick")
-    (tmp_path / "params/quick.yaml").write_text("study: {}\ngood: {}\n")
-    with pytest.raises(ParameterError, match="no 'seeds'"):
-        runner.run("01_good", "quick")
+        runner.run("15_evaluation", "quick")
+    nbformat.write(notebook("0"), small / "notebooks/31_group_comparison.ipynb")
+    with pytest.raises(ParameterError, match="declares no 'level'"):
+        runner.run("31_group_comparison", "quick")
+
+
+def test_the_parameters_of_a_profile_are_written_once_they_are_checked(small: Path) -> None:
+    assert runner.main(["parameters", "--profile", "quick"]) == 0
+    file = small / "build/params/quick.yaml"
+    written = yaml.safe_load(file.read_text())
+    assert written == parameters.load("quick")
+    assert written["study"]["width"] == 0.0625
+    assert written["study"]["model"] == "allcnn"
+
+
+def test_a_parameter_that_cannot_be_stops_every_notebook(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = small / "params" / "quick.yaml"
+    file.write_text(file.read_text().replace("pseudo_batches: 12", "pseudo_batches: 0"))
+    for command in (["parameters"], ["run", "15_evaluation"]):
+        assert runner.main(command) == 1
+        assert "params/quick.yaml: gkt.settings.pseudo_batches = 0: " in capsys.readouterr().err
+    assert not (small / "build").exists()
+    assert not (small / "reports").exists()
+
+
+def test_a_profile_is_checked_again_only_where_it_changed(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(runner, "resolve", asked.append)
+    runner._check("quick")
+    parameters.resolved("quick").parent.mkdir(parents=True)
+    parameters.resolved("quick").write_text(parameters.text(parameters.load("quick")))
+    runner._check("quick")
+    assert asked == ["quick"]
+    file = small / "params" / "base.yaml"
+    file.write_text(file.read_text().replace("workers: 2", "workers: 3"))
+    runner._check("quick")
+    assert asked == ["quick", "quick"]
 
 
 @pytest.mark.parametrize(
@@ -223,21 +272,24 @@ def test_parameters_and_notebook_must_agree(
 def test_there_must_be_one_cell_of_parameters(cells: list[str], message: str) -> None:
     tagged = [v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in cells]
     with pytest.raises(ParameterError, match=message):
-        runner._declared(v4.new_notebook(cells=tagged), "01_good")
+        runner._declared(v4.new_notebook(cells=tagged), "15_evaluation")
 
 
 def test_an_unknown_notebook_is_answered_with_a_near_one(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert runner.main(["run", "1_good"]) == 1
-    assert "no notebook '1_good'; there is 01_good" in capsys.readouterr().err
+    assert "no notebook '1_good'; there is 15_evaluation" in capsys.readouterr().err
 
 
 def test_sources_are_stripped_and_rewritten_only_when_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    source, built = tmp_path / "notebooks/01_good.ipynb", tmp_path / "build/notebooks/01_good.ipynb"
+    source, built = (
+        tmp_path / "notebooks/15_evaluation.ipynb",
+        tmp_path / "build/notebooks/15_evaluation.ipynb",
+    )
     source.parent.mkdir()
     built.parent.mkdir(parents=True)
     (built.parent / "09_former.ipynb").touch()
@@ -265,13 +317,13 @@ def test_the_built_notebook_runs_and_an_older_one_is_mentioned(
 ) -> None:
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    nbformat.write(notebook("'built'"), tmp_path / "notebooks/01_good.ipynb")
+    nbformat.write(notebook("'built'"), tmp_path / "notebooks/15_evaluation.ipynb")
     runner.sources()
-    assert runner._open("01_good").cells[2].source == "'built'"
+    assert runner._open("15_evaluation").cells[2].source == "'built'"
     assert capsys.readouterr().err == ""
-    nbformat.write(notebook("'edited'"), tmp_path / "notebooks/01_good.ipynb")
-    assert runner._open("01_good").cells[2].source == "'built'"
-    assert "notebooks/01_good.ipynb is newer than its copy" in capsys.readouterr().err
+    nbformat.write(notebook("'edited'"), tmp_path / "notebooks/15_evaluation.ipynb")
+    assert runner._open("15_evaluation").cells[2].source == "'built'"
+    assert "notebooks/15_evaluation.ipynb is newer than its copy" in capsys.readouterr().err
 
 
 def test_canonical_drops_widgets_and_keeps_attachments_and_output_metadata() -> None:

@@ -9,22 +9,10 @@ import pytest
 import yaml
 from conftest import ROOT, run
 
-from unlearnlib.models import models, retraining
-from unlearnlib.pipeline import runner
+from unlearnlib.pipeline import parameters, records, runner
+from unlearnlib.zero_shot import variants
 
-METHODS = [
-    "original",
-    "retrain",
-    "mm_noise",
-    "mm_noise_repaired",
-    "gkt",
-    "gkt_entropy",
-    "gkt_no_attention",
-    "gkt_prior",
-    "gkt_prior_entropy",
-    "gkt_prior_no_attention",
-    "deep_inversion_100",
-]
+METHODS = [name for name in variants.ROWS if name != "deep_inversion_6000"]  # quick has fewer
 COLUMNS = [
     "method",
     "seed",
@@ -50,7 +38,7 @@ def test_a_second_run_has_nothing_to_do(tables: Path) -> None:
 
 def test_the_table_has_a_row_for_every_method_and_seed(zero_shot: pd.DataFrame) -> None:
     assert list(zero_shot) == COLUMNS
-    seeds = yaml.safe_load((ROOT / "params/quick.yaml").read_text())["study"]["seeds"]
+    seeds = parameters.load("quick")["study"]["seeds"]
     expected = {(method, seed) for method in METHODS for seed in seeds}
     assert set(zip(zero_shot["method"], zero_shot["seed"], strict=True)) == expected
     assert len(zero_shot) == len(expected)
@@ -89,7 +77,7 @@ def groups(tables: Path) -> pd.DataFrame:
 
 def test_every_group_has_a_row_for_every_scheme_and_repeat(groups: pd.DataFrame) -> None:
     assert set(GROUP_COLUMNS) <= set(groups)
-    study = yaml.safe_load((ROOT / "params/quick.yaml").read_text())["study"]
+    study = parameters.load("quick")["study"]
     sources = [
         ("coherent", str(k), size) for k in study["labels"] for size in study["coherent_sizes"]
     ]
@@ -114,13 +102,12 @@ def test_updates_move_the_loss_on_the_group_towards_retraining(groups: pd.DataFr
 
 def test_a_retrained_model_has_the_recipe_of_its_original(tables: Path) -> None:
     runs = ROOT / "runs" / "quick"
-    specs = [models.load_record(file)["spec"] for file in (runs / "group_retrain").glob("*.pt")]
-    assert specs
-    for spec in specs:
-        file = runs / "group_models" / f"compact-seed{spec['seed']}.pt"
-        original = models.load_record(file)["spec"]
-        for key in ("model", "width", *retraining.RECIPE):
-            assert spec[key] == original[key]
+    retrained = [records.arguments(file) for file in (runs / "group_retrain").glob("*.pt")]
+    assert retrained
+    for given in retrained:
+        file = runs / "group_models" / f"compact-seed{given['seed']}.pt"
+        original = records.arguments(file)
+        assert [given[key] == original[key] for key in ("model", "width", "recipe")] == [True] * 3
 
 
 def test_the_report_has_a_page_for_every_notebook(tables: Path) -> None:
@@ -155,15 +142,14 @@ def arena(tables: Path) -> pd.DataFrame:
 
 
 def test_every_method_serves_every_request_or_says_why_not(arena: pd.DataFrame) -> None:
-    parameters = yaml.safe_load((ROOT / "params/quick.yaml").read_text())
-    given, plan = parameters["arena"], parameters["study"]["arena_plan"]
+    sections = parameters.load("quick")
+    given, plan = sections["arena"], sections["study"]["arena_plan"]
     methods = [*given["baselines"], *given["zero_shot"], *given["influence"]["methods"]]
     references = ["original", "retrain", "retrain_again", "retrain_reordered"]
     whole = arena[arena["metric"] == "all"]
     absent = set(zip(whole["request"], whole["method"], strict=True))
     served = arena[arena["metric"] == "js_forget"]
-    for request in plan["requests"]:
-        name = request["name"]
+    for name in plan["requests"]:
         found = served[served["request"] == name].groupby("method")["seed"].nunique()
         for method in [*references, *methods]:
             assert ((name, method) in absent) != (found.get(method, 0) >= len(plan["seeds"]))

@@ -1,11 +1,13 @@
 """A notebook that is opened first of all finds what it reads."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from unlearnlib.pipeline import upstream
 
@@ -21,16 +23,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run(
         [sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True
     )
-    (tmp_path / "params").mkdir()
+    shutil.copytree(ROOT / "params", tmp_path / "params")
     (tmp_path / "params" / "profiles.yaml").write_text("# comment\nprofiles: []\n")
-    for profile in ("quick", "standard"):
-        (tmp_path / "params" / f"{profile}.yaml").write_text("study: {}\n")
     read, made = f"data/{ITEM}/read.txt", f"runs/{ITEM}/made"
     stages = {
         "first": stage(writes(read, "seed"), [], [{read: {"cache": False}}]),
         "second": stage(writes(f"{made}/a.txt", "model"), [read], [{made: {"cache": False}}]),
         "third": stage("exit 1", ["build/notebooks/03_third.ipynb", made], []),
         "fourth": stage("exit 1", ["build/notebooks/04_fourth.ipynb", f"tables/{ITEM}.csv"], []),
+        "fifth": stage("exit 1", ["build/notebooks/05_fifth.ipynb", f"{made}/a.txt"], []),
         "broken": stage("exit 3", [], [f"tables/{ITEM}.csv"]),
     }
     content = {"vars": ["params/profiles.yaml"], "stages": stages}
@@ -66,6 +67,15 @@ def test_a_stage_that_fails_is_named_with_the_remedy(project: Path) -> None:
         RuntimeError, match=r"before 04_fourth failed.*unlearnlib.pipeline quick broken"
     ):
         upstream.ready("04_fourth", "quick")
+
+
+def test_a_file_in_the_folder_that_a_stage_writes_is_made_by_that_stage(project: Path) -> None:
+    assert upstream._absent("05_fifth", "quick") == ["second"]
+    file = project / "runs" / "quick" / "made" / "a.txt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert upstream._absent("05_fifth", "quick") == []
+    assert upstream._absent("05_fifth", "standard") == ["second"]
 
 
 def test_a_copy_without_the_pipeline_is_left_alone(project: Path) -> None:

@@ -18,9 +18,14 @@ def select(profile: str) -> None:
     """Name `profile` in ``params/profiles.yaml``, which ``dvc.yaml`` reads; leave it if it is there.
 
     Raises:
-        ParameterError: there is no such profile.
+        ParameterError: there is no such profile, or it has a parameter that cannot be. Then the file
+            stays as it is.
     """
     parameters.load(profile)
+    # what cannot be read is said before the rooms are imported, which takes seconds
+    from unlearnlib.pipeline import checks
+
+    checks.check(profile)
     file = root() / "params" / "profiles.yaml"
     lines = file.read_text(encoding="utf-8").splitlines()
     if yaml.safe_load("\n".join(lines))["profiles"] != [profile]:

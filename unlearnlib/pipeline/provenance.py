@@ -4,8 +4,9 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ def describe(*, profile: str, data_source: str, seeds: list[int]) -> dict[str, A
         "profile": profile,
         "data_source": data_source,
         "seeds": seeds,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+        "versions": {"python": platform.python_version()} | _versions(),
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "device": accelerator()},
         "code_revision": revision(),
         "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Read the versions of the packages that results depend on, those that are installed."""
+    found = {}
+    for name in ("torch", "torchvision", "numpy", "scikit-learn"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def processor() -> str:

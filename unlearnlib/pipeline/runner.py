@@ -2,10 +2,10 @@
 
 python -m unlearnlib.pipeline.runner run 12_gkt --profile quick
 python -m unlearnlib.pipeline.runner sources
+python -m unlearnlib.pipeline.runner parameters --profile quick
 """
 
 import argparse
-import ast
 import logging
 import os
 import signal
@@ -28,7 +28,8 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from unlearnlib.pipeline.parameters import ParameterError, for_notebook
+from unlearnlib.pipeline import cells, parameters
+from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import place, root, write_atomic
 
 _METADATA = {
@@ -58,14 +59,16 @@ def run(stem: str, profile: str) -> Path:
         The executed notebook, `reports/<profile>/notebooks/<stem>.ipynb`.
 
     Raises:
-        ParameterError: the notebook and the profile disagree on the parameters.
+        ParameterError: a parameter of the profile that cannot be, whichever notebook it is for, or
+            the notebook and the profile disagree on the parameters.
         NotebookError: there is no such notebook, or a cell raised. Then the notebook as far as it
             came is in `build/failed/<profile>-<stem>.ipynb`, and no other file has changed.
     """
+    _check(profile)
     notebook = _open(stem)
-    parameters = for_notebook(profile, stem, _declared(notebook, stem)) | {"profile": profile}
+    given = parameters.for_notebook(profile, stem, _declared(notebook, stem))
     unfinished = root() / "build" / "failed" / f"{profile}-{stem}.ipynb"
-    executed = _execute(notebook, parameters, stem, unfinished)
+    executed = _execute(notebook, given | {"profile": profile}, stem, unfinished)
     target = place(profile).notebooks / f"{stem}.ipynb"
     write_atomic(target, canonical(executed))
     unfinished.unlink()
@@ -91,6 +94,26 @@ def sources() -> list[Path]:
         if not target.is_file() or target.read_bytes() != content:
             write_atomic(target, content)
     return sorted(built / name for name in wanted)
+
+
+def resolve(profile: str) -> Path:
+    """Check a profile and write all its parameters to `build/params/<profile>.yaml`.
+
+    Stages depend on their keys in that file, so that none runs before the whole profile is checked,
+    and a change of a comment or of another stage's keys invalidates nothing.
+
+    Returns:
+        the file.
+
+    Raises:
+        ParameterError: with all that is wrong with the profile.
+    """
+    # the rooms take seconds to import, which a stage whose profile was checked can save
+    from unlearnlib.pipeline import checks
+
+    file = parameters.resolved(profile)
+    write_atomic(file, parameters.text(checks.check(profile)).encode())
+    return file
 
 
 def canonical(notebook: NotebookNode, *, outputs: bool = True) -> bytes:
@@ -121,10 +144,14 @@ def main(arguments: list[str] | None = None) -> int:
     runs.add_argument("stem", help="name of the notebook without suffix, as in 12_gkt")
     runs.add_argument("--profile", default="quick", help="name of a file in params/")
     commands.add_parser("sources", help="write notebooks without outputs to build/notebooks")
+    checks = commands.add_parser("parameters", help="check a profile; write it to build/params")
+    checks.add_argument("--profile", default="quick", help="name of a file in params/")
     options = parser.parse_args(arguments)
     try:
         if options.command == "run":
             _timed_run(options.stem, options.profile)
+        elif options.command == "parameters":
+            resolve(options.profile)
         else:
             sources()
     except (ParameterError, NotebookError) as error:
@@ -143,6 +170,17 @@ def _timed_run(stem: str, profile: str) -> None:
     _say(f"{stem} ({profile}) starts")
     run(stem, profile)
     _say(f"{stem} ({profile}) took {time.monotonic() - started:.0f} s")
+
+
+def _check(profile: str) -> None:
+    """Check a profile, unless it is as it was when it was last found to be fine.
+
+    Raises:
+        ParameterError: see `resolve`.
+    """
+    sections, file = parameters.load(profile), parameters.resolved(profile)
+    if not file.is_file() or file.read_text(encoding="utf-8") != parameters.text(sections):
+        resolve(profile)
 
 
 def _say(line: str) -> None:
@@ -194,26 +232,24 @@ def _open(stem: str) -> NotebookNode:
     return nbformat.reads(_stripped(built), as_version=4)
 
 
-def _declared(notebook: NotebookNode, stem: str) -> set[str]:
-    """Return the names that the cell tagged `parameters` assigns.
+def _declared(notebook: NotebookNode, stem: str) -> list[str]:
+    """List the names that the cell tagged `parameters` assigns.
 
     Raises:
         ParameterError: there is not exactly one such cell, or it does not assign `profile`.
     """
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
         raise ParameterError(
-            f"{stem}.ipynb has {len(cells)} cells tagged 'parameters'; it needs one"
+            f"{stem}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs one"
         )
-    # papermill.inspect_notebook overlooks annotations such as `int | None` and comments with a `=`
-    names = (node for node in ast.walk(ast.parse(cells[0].source)) if isinstance(node, ast.Name))
-    declared = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    declared = cells.declared(tagged[0].source)
     if "profile" not in declared:
         raise ParameterError(f"{stem}.ipynb: its parameters cell needs a line: profile = 'quick'")
     return declared
 
 
-def _execute(notebook: NotebookNode, parameters: dict, stem: str, unfinished: Path) -> NotebookNode:
+def _execute(notebook: NotebookNode, given: dict, stem: str, unfinished: Path) -> NotebookNode:
     """Execute a notebook in this interpreter's environment, saving it to `unfinished` meanwhile."""
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -222,7 +258,7 @@ def _execute(notebook: NotebookNode, parameters: dict, stem: str, unfinished: Pa
                 notebook,
                 # papermill fills in parameters between braces
                 str(unfinished).replace("{", "{{").replace("}", "}}"),
-                parameters,
+                given,
                 kernel_name="python3",
                 kernel_manager_class=_kernel(progress, Path(scratch)),
                 cwd=root(),

@@ -48,8 +48,13 @@ def _absent(stem: str, profile: str) -> list[str]:
     stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
     built = f"build/notebooks/{stem}.ipynb"
     (reads,) = (stage["deps"] for stage in stages.values() if built in stage["deps"])
-    absent = {dep for dep in reads if dep != built and not (root() / _of(dep, profile)).exists()}
-    return [name for name, stage in stages.items() if absent & set(_outs(stage))]
+    absent = [dep for dep in reads if dep != built and not (root() / _of(dep, profile)).exists()]
+    return [name for name, stage in stages.items() if any(_writes(stage, dep) for dep in absent)]
+
+
+def _writes(stage: dict[str, Any], path: str) -> bool:
+    """Tell whether a path is an output of a stage, or inside one."""
+    return any(path == out or path.startswith(f"{out}/") for out in _outs(stage))
 
 
 def _outs(stage: dict[str, Any]) -> list[str]:

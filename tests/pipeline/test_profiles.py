@@ -1,0 +1,236 @@
+"""The command that runs a profile: it refuses what cannot be before anything has happened."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from unlearnlib.pipeline import checks, parameters, profiles
+
+CLASSES = list(range(10))
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the parameter files, where DVC must not be called."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", _refuse)
+    return tmp_path
+
+
+def _refuse(*command: Any, **options: Any) -> None:
+    raise AssertionError(f"{command} was called")
+
+
+def change(root: Path, path: str, value: Any) -> None:
+    """Set a key of the quick profile, given by its path."""
+    file = root / "params" / "quick.yaml"
+    content = yaml.safe_load(file.read_text())
+    *folders, name = path.split(".")
+    inside = content
+    for folder in folders:
+        inside = inside.setdefault(folder, {})
+    inside[name] = value
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+BAD = [
+    ("study.forget_classes", [12], "classes holds 12, not one of the classes 0 to 9"),
+    ("study.forget_classes", [], "empty"),
+    ("study.forget_classes", CLASSES, "is every class"),
+    ("study.forget_classes", "0", "classes='0' is not a list"),
+    ("study.forget_classes", [0, 0], "holds 0 more than once"),
+    ("study.forget_classes", [-1], "holds -1, below 0"),
+    ("study.forget_classes", [1.5], "holds 1.5, not a whole number"),
+    ("study.forget_classes", [True], "holds True, not a whole number"),
+    ("study.width", 0, "= 0: should be greater than 0"),
+    ("study.width", -1, "= -1: should be greater than 0"),
+    ("study.width", "a", "= 'a': should be a valid number"),
+    ("study.width", 0.001, "= 0.001: width 0.001 leaves no filter"),
+    ("study.width", float("inf"), "should be a finite number"),
+    ("study.model", "allcn", "= 'allcn': should be 'allcnn', "),
+    ("study.seeds", [], "= []: should have at least 1 item"),
+    ("study.seeds", [0, 0], "holds 0 more than once"),
+    ("study.seeds", 0, "= 0: should be a list"),
+    ("study.workers", 0, "= 0: should be greater than or equal to 1"),
+    ("study.workers", -1, "= -1: should be greater than or equal to 1"),
+    ("study.workers", True, "= True: should be a valid integer"),
+    ("study.engine", "ray", "= 'ray': should be 'loky' or 'dask'"),
+    ("study.damping", -0.1, "= -0.1: should be greater than or equal to 0"),
+    ("study.labels", [0, 11], "holds 11, which is not among classes of mnist-5k: 0, 1, 2"),
+    ("study.coherent_sizes", [35, 5000], "size=5000 of 350 items of class 0: give 1 to 350"),
+    ("study.random_sizes", [3500], "size=3500 of 3500 items"),
+    ("study.arena_plan.items", 10**6, "= 1000000: the training split has 3500 images"),
+    ("study.arena_plan.requests.class_0", {"classes": [10]}, "holds 10, not one of the classes"),
+    ("study.arena_plan.requests.class_0", {"clases": [0]}, "give classes alone, or mode"),
+    ("study.arena_plan.requests.random.size", 1000, "size=1000 of 1000 items"),
+    ("study.arena_plan.ensemble_requests", ["class_5"], "no request named ['class_5']"),
+    ("study.arena_plan.ensemble", 1, "seeds [0, 1] are not all among the ensemble's 0 to 0"),
+    ("data.source", "mnst", "= 'mnst': should be 'mnist-5k', "),
+    ("data.test", None, "data: test=None: give a whole number"),
+    ("data.validation", 10**6, "data: validation=1000000 does not fit"),
+    ("train.learning_rate", float("nan"), "= nan: should be a finite number"),
+    ("train.learning_rate", -0.1, "= -0.1: should be greater than 0"),
+    ("train.learning_rate", "1e-3", "= 1e-3: a string to YAML; write it as 1.0e-3"),
+    ("train.epochs", 0, "= 0: should be greater than or equal to 1"),
+    ("train.epochs", 1.0, "= 1.0: should be a valid integer"),
+    ("train.batch_size", 1, "= 1: should be greater than or equal to 2"),
+    ("train.l2", 0.1, "weight_decay=0.01 and l2=0.1: give one of them"),
+    ("gkt.settings.pseudo_batches", 0, "= 0: should be greater than or equal to 1"),
+    ("gkt.settings.snapshots", 13, "snapshots=13 with pseudo_batches=12: "),
+    ("gkt.settings.snapshts", 3, "= 3: no such key; did you mean 'snapshots'?"),
+    ("gkt.variants.gkt_entropy.entropy_limt", 3, "= 3: no such key; did you mean 'entropy_limit'?"),
+    ("gkt.variants.gkt_entropy.snapshots", 13, "snapshots=13 with pseudo_batches=12: "),
+    ("gkt.sweep_seeds", [7], "holds 7, which is not among study.seeds: 0, 1"),
+    ("mm_noise.settings.per_class", 0, "= 0: should be greater than or equal to 1"),
+    ("deep_inversion.per_class", [10, 101], "per_class=[10, 101] with parts=2: "),
+    ("deep_inversion.synthesis.per_class", 0, "= 0: should be greater than or equal to 1"),
+    ("group_models.models.compat", {"width": 1.0}, "compat: the name should be 'allcnn', "),
+    ("group_models.models.vit.batch_size", 1, "= 1: should be greater than or equal to 2"),
+    ("group_models.models.vit.width", 0.001, "= 0.001: width 0.001 leaves no filter of 16"),
+    ("estimators.estimators", ["newtn"], "should be 'first_order', "),
+    ("steps.spaces.vit", [211], "holds 211, which is not among study.coherent_sizes"),
+    ("steps.spaces.lenet", None, "lenet: the name should be 'allcnn', "),
+    ("steps.spaces", [], "= []: should be a mapping"),
+    ("scaling.factors", [2.0, 1.5], "give factors above 1 in ascending order"),
+    ("scaling.random_sizes", [351], "holds 351, which is not among study.random_sizes: 350"),
+    ("coherence.pools", [[100, 60]], "pools holds 60 neighbours of 100 items"),
+    ("ladder.coherent_sizes", [36], "holds 36, which is not among study.coherent_sizes: 35, 210"),
+    ("ladder.labels", [3], "holds 3, which is not among study.labels: 0, 8"),
+    ("convex_control.percents", [0.0], "give at least one, each above 0 and below 100"),
+    ("convex_control.items", 3501, "= 3501: the training split has 3500 images"),
+    ("convex_control.pool", 3, "= 3: does not divide the 28 pixels of a side"),
+    ("selection.forget_label", 10, "holds 10, not one of the classes 0 to 9"),
+    ("selection.scales", [2, 1], "give factors above 0 in ascending order"),
+    ("selection.larger.models", ["allcnn"], "not among group_models.models: compact, vit"),
+    ("selection.larger.size", 400, "size=400 of 350 items of class 0"),
+    ("arena_models.width", 0, "= 0: should be greater than 0"),
+    ("arena.baselines.fine_tune.epochs", 0, "= 0: should be greater than or equal to 1"),
+    ("arena.baselines.finetune", {"epochs": 1}, "finetune: the name should be 'fine_tune', "),
+    ("arena.zero_shot.gkt_prior.method", "gtk", "= 'gtk': should be 'mm_noise', 'gkt', "),
+    ("arena.zero_shot.gkt_prior.kind", "gkt", "= 'gkt': no such key; there are method"),
+    ("arena.zero_shot.gkt_prior.settings.snapshots", 5, "snapshots=5 with pseudo_batches=4: "),
+    ("arena.zero_shot.newton", {"method": "gkt", "settings": {}}, "give each a name of its own"),
+    (
+        "arena.influence.ensemble",
+        ["pif"],
+        "holds 'pif', which is not among arena.influence.methods",
+    ),
+    ("arena.measures.keep", "class_5", "= 'class_5': give a request of study.arena_plan: class_0"),
+    ("ensembles.counts", [2, 5], "holds 5; give at most study.arena_plan.ensemble, 4"),
+    ("ensembles.titles", ["gold"], "holds 'gold', which is not among the methods of the arena"),
+    ("inside.keep", "random", "= 'random': give as arena.measures: class_0"),
+    ("league.first", "class_5", "= 'class_5': give a request of study.arena_plan: class_0"),
+    ("league.margins", {"retain_gab": 1.0}, "should be "),
+    ("own_model.forget_classes", [10], "holds 10, not one of the classes 0 to 9"),
+    ("own_model.methods.mm_noise.settings.noise", 1, "no such key; did you mean 'noise_rate'?"),
+    ("own_model.normalise", {"mean": [0.5, 0.5], "std": [0.2]}, "with shape=[1, 16, 16]"),
+    ("stdy", {"seeds": [0]}, "stdy: no section has this name; did you mean 'study'?"),
+    ("study.sedes", [0], "= [0]: no such key; did you mean 'seeds'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"), BAD, ids=[f"{path}={value}"[:60] for path, value, _ in BAD]
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_runs(
+    house: Path, capsys: pytest.CaptureFixture[str], path: str, value: Any, said: str
+) -> None:
+    selected = house / "params" / "profiles.yaml"
+    selected.write_text("profiles: [standard]\n")
+    change(house, path, value)
+    assert profiles.main(["quick"]) == 1
+    message = capsys.readouterr().err
+    assert "params/quick.yaml: " in message
+    assert said in message
+    # the key, or the mapping that it is part of
+    named = [line.split(": ", 1)[1] for line in message.splitlines()]
+    assert any(line.startswith(path.split(".")[0]) for line in named)
+    assert selected.read_text() == "profiles: [standard]\n"
+    assert [file.name for file in house.iterdir()] == ["params"]
+
+
+@pytest.mark.parametrize("profile", ["../x", "standrad", "base", "profiles", ""])
+def test_an_unknown_profile_is_refused_and_nothing_changes(
+    house: Path, capsys: pytest.CaptureFixture[str], profile: str
+) -> None:
+    before = (house / "params" / "profiles.yaml").read_bytes()
+    assert profiles.main([profile]) == 1
+    message = capsys.readouterr().err
+    assert message == f"no profile {profile!r}; there are: paper, quick, standard\n"
+    assert (house / "params" / "profiles.yaml").read_bytes() == before
+
+
+def test_a_key_that_is_given_twice_is_refused(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house / "params" / "quick.yaml"
+    file.write_text(file.read_text() + "train: { epochs: 1 }\n")
+    assert profiles.main(["quick"]) == 1
+    assert "the key 'train' is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["gkt", "study", "evaluation", "own_model"])
+def test_a_section_that_is_missing_is_named(
+    house: Path, capsys: pytest.CaptureFixture[str], section: str
+) -> None:
+    for name in ("base", "quick"):
+        file = house / "params" / f"{name}.yaml"
+        content = yaml.safe_load(file.read_text())
+        content.pop(section, None)
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert profiles.main(["quick"]) == 1
+    said = f"params/base.yaml: {section}: there is no such section; write `{section}:`"
+    assert said in capsys.readouterr().err
+
+
+def test_all_problems_are_said_at_once_each_with_its_file(house: Path) -> None:
+    change(house, "study.workers", 0)
+    change(house, "gkt.settings.pseudo_batches", "a")
+    change(house, "ladder.labels", [9])
+    base = house / "params" / "base.yaml"
+    base.write_text(base.read_text().replace("level: 0.05 # of the corrected", "level: 5 # "))
+    with pytest.raises(parameters.ParameterError) as caught:
+        checks.check("quick")
+    # rules between sections wait until these are fine
+    assert sorted(str(caught.value).splitlines()) == [
+        "params/base.yaml: group_comparison.level = 5: should be less than 1",
+        "params/quick.yaml: gkt.settings.pseudo_batches = 'a': should be a valid integer",
+        "params/quick.yaml: study.workers = 0: should be greater than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize("profile", ["quick", "standard", "paper"])
+def test_our_own_profiles_can_be(profile: str) -> None:
+    assert checks.check(profile) == parameters.load(profile)
+
+
+def test_selecting_a_profile_names_it_for_dvc(house: Path) -> None:
+    file = house / "params" / "profiles.yaml"
+    file.write_text("# comment\nprofiles: [quick]\n")
+    stamp = file.stat().st_mtime_ns
+    profiles.select("quick")
+    assert file.stat().st_mtime_ns == stamp
+    profiles.select("standard")
+    assert file.read_text() == "# comment\nprofiles: [standard]\n"
+
+
+def test_stages_are_handed_to_dvc_with_this_interpreter_first(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def remember(command: list[str], **options: Any) -> subprocess.CompletedProcess:
+        called.append((command, options["cwd"], options["env"]["PATH"].split(":")[0]))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", remember)
+    assert profiles.main(["standard", "train", "gkt"]) == 3
+    command = [sys.executable, "-m", "dvc", "repro", "train@standard", "gkt@standard"]
+    assert called == [(command, house, str(Path(sys.executable).parent))]

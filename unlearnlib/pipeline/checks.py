@@ -1,0 +1,333 @@
+"""Check a profile as a whole, before any stage runs: each section, and what must fit together.
+
+A rule between sections names those that it reads as its arguments; it runs where they are fine in
+themselves, and yields what is wrong.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+
+from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.methods import REFERENCES, entrants
+from unlearnlib.data.requests import Classes, Group
+from unlearnlib.data.sources import SOURCES, train_counts
+from unlearnlib.models import architectures
+from unlearnlib.pipeline import parameters, schema
+from unlearnlib.pipeline.parameters import BASE, ParameterError, Sections, suggestion
+from unlearnlib.pipeline.schema import Keys, Problem
+from unlearnlib.pipeline.sections import (
+    GKT,
+    KINDS,
+    Arena,
+    Data,
+    Empty,
+    Ensembles,
+    GroupModels,
+    Inside,
+    League,
+    MMNoise,
+    OwnModel,
+    Study,
+)
+from unlearnlib.zero_shot.methods import METHODS
+
+Problems = Iterator[Problem]
+
+
+def check(profile: str) -> Sections:
+    """Return the parameters of a profile, see `parameters.load`, if all of them can be.
+
+    Raises:
+        ParameterError: with every problem: the file, the path of the key, its value, what is allowed.
+    """
+    sections = parameters.load(profile)
+    problems = [*_sections(sections), *_between(sections)]
+    if problems:
+        changed = parameters.changes(profile)
+        lines = [
+            f"params/{_file(problem, changed, profile)}.yaml: {problem}" for problem in problems
+        ]
+        raise ParameterError("\n".join(dict.fromkeys(lines)))
+    return sections
+
+
+def _sections(sections: Sections) -> Problems:
+    """Yield what is wrong inside sections, and which of them are too many or too few."""
+    bare = [name for name, keys in parameters.read(BASE).items() if not keys]
+    kinds = dict.fromkeys(bare, Empty) | KINDS
+    for name in kinds.keys() - sections.keys():
+        yield Problem((name,), f"there is no such section; write `{name}:` with its keys")
+    for name, given in sections.items():
+        if name not in kinds:
+            yield Problem((name,), f"no section has this name{suggestion(name, kinds)}")
+        else:
+            yield from (p.within(name) for p in schema.check(kinds[name], given)[1])
+
+
+def _between(sections: Sections) -> Problems:
+    """Yield what does not fit together, of sections that are fine in themselves."""
+    known = KINDS.keys() & sections.keys()
+    read = {name: schema.check(KINDS[name], sections[name])[0] for name in known}
+    read["counts"] = _counts(read["data"]) if read.get("data") else None
+    for rule in RULES:
+        asked = {name: read.get(name) for name in signature(rule).parameters}
+        if None not in asked.values():
+            yield from rule(**asked)
+
+
+def _file(problem: Problem, changed: Sections, profile: str) -> str:
+    """Name the file that sets the value in question."""
+    inside: Any = changed
+    for key in problem.keys:
+        if not isinstance(inside, dict):
+            return profile
+        if key not in inside:
+            return BASE
+        inside = inside[key]
+    return profile
+
+
+# -------------------------------------------------------------------------- between sections
+
+
+def _split_fits(data: Data) -> Problems:
+    yield from _refused(("data",), _split, data)
+
+
+def _widths_leave_filters(study: Study, group_models: GroupModels, arena_models: Any) -> Problems:
+    asked = {("study", "width"): (study.model, study.width)}
+    for name, one in group_models.models.items():
+        asked["group_models", "models", name, "width"] = (name, one.width)
+    asked["arena_models", "width"] = (arena_models.model, arena_models.width)
+    for keys, (model, width) in asked.items():
+        try:
+            with torch.device("meta"):
+                architectures.build(model, width=width)
+        except ValueError as error:
+            yield Problem(keys, str(error), width)
+
+
+def _classes_are_there(study: Study, data: Data, selection: Any) -> Problems:
+    number = len(SOURCES[data.source].classes)
+    asked = {("study", "forget_classes"): study.forget_classes}
+    for name, request in study.arena_plan.requests.items():
+        if isinstance(request, Classes):
+            asked["study", "arena_plan", "requests", name] = request
+    asked["selection", "forget_label"] = Classes([selection.forget_label])
+    for keys, request in asked.items():
+        yield from _refused(keys, lambda one: one.check(number), request)
+    yield from _among(("study", "labels"), study.labels, range(number), f"classes of {data.source}")
+
+
+def _groups_fit(study: Study, counts: list[int], selection: Any) -> Problems:
+    labels = [label for label in study.labels if label < len(counts)]
+    asked = [
+        *(("study.coherent_sizes", "coherent", k, n) for n in study.coherent_sizes for k in labels),
+        *(("study.random_sizes", "random", None, n) for n in study.random_sizes),
+        ("selection.larger.size", "random", None, selection.larger.size),
+    ]
+    if selection.forget_label < len(counts):
+        label = selection.forget_label
+        asked.append(("selection.larger.size", "coherent", label, selection.larger.size))
+    for path, *group in asked:
+        request = Group(*group)
+        yield from _refused(tuple(path.split(".")), lambda one: one.check(counts), request)
+
+
+def _groups_of_the_arena_fit(study: Study, counts: list[int]) -> Problems:
+    plan = study.arena_plan
+    drawn = sum(counts) if plan.items is None else plan.items
+    yield from _at_most(("study", "arena_plan", "items"), drawn, sum(counts))
+    for name, request in plan.requests.items():
+        if isinstance(request, Group):
+            # how many of a class are among the items, nobody knows before they are drawn
+            held = [drawn] if request.label is None else counts
+            keys = ("study", "arena_plan", "requests", name)
+            yield from _refused(keys, lambda one, held=held: one.check(held), request)
+
+
+def _convex_control_fits(data: Data, counts: list[int], convex_control: Any) -> Problems:
+    yield from _at_most(("convex_control", "items"), convex_control.items, sum(counts))
+    side = SOURCES[data.source].shape[-1]
+    if side % convex_control.pool:
+        why = f"does not divide the {side} pixels of a side; give a number that does"
+        yield Problem(("convex_control", "pool"), why, convex_control.pool)
+
+
+def _ladder_is_part_of_the_groups(study: Study, ladder: Any) -> Problems:
+    for name in ("labels", "coherent_sizes", "random_sizes"):
+        shared = getattr(study, name)
+        yield from _among(("ladder", name), getattr(ladder, name), shared, f"study.{name}")
+
+
+def _scaling_is_part_of_the_groups(study: Study, scaling: Any) -> Problems:
+    for name in ("coherent_sizes", "random_sizes"):
+        shared = getattr(study, name)
+        yield from _among(("scaling", name), getattr(scaling, name), shared, f"study.{name}")
+
+
+def _steps_are_part_of_the_groups(study: Study, group_models: GroupModels, steps: Any) -> Problems:
+    models = list(group_models.models)
+    yield from _among(("steps", "spaces"), list(steps.spaces), models, "group_models.models")
+    sizes = [*study.coherent_sizes, *study.random_sizes]
+    for space, some in steps.spaces.items():
+        keys = ("steps", "spaces", space)
+        yield from _among(keys, some or [], sizes, "study.coherent_sizes and random_sizes")
+
+
+def _larger_models_are_trained(study: Study, group_models: GroupModels, selection: Any) -> Problems:
+    keys, larger = ("selection", "larger"), selection.larger
+    models = list(group_models.models)
+    yield from _among((*keys, "models"), larger.models, models, "group_models.models")
+    yield from _among((*keys, "seeds"), larger.seeds, study.seeds, "study.seeds")
+
+
+def _originals_of_the_sweep_are_trained(study: Study, gkt: GKT, gkt_prior: GKT) -> Problems:
+    for name, one in {"gkt": gkt, "gkt_prior": gkt_prior}.items():
+        yield from _among((name, "sweep_seeds"), one.sweep_seeds, study.seeds, "study.seeds")
+
+
+def _names_in_the_arena_are_known(study: Study, arena: Arena) -> Problems:
+    cheap, asked = arena.influence.ensemble, arena.influence.methods
+    yield from _among(("arena", "influence", "ensemble"), cheap, asked, "arena.influence.methods")
+    requests = study.arena_plan.requests
+    yield from _named(("arena", "measures", "keep"), arena.measures.keep, requests)
+
+
+def _methods_of_the_arena_have_settings(study: Study, arena: Arena) -> Problems:
+    found = []
+    for name, given in arena.baselines.items():
+        some = _settings(BASELINES[name].settings, given, study.l2)
+        found += [problem.within("arena", "baselines", name) for problem in some]
+    for name, one in arena.zero_shot.items():
+        some = _settings(METHODS[one.method].settings, one.settings, study.l2)
+        found += [problem.within("arena", "zero_shot", name, "settings") for problem in some]
+    yield from found
+    if not found:
+        yield from _refused(("arena",), lambda one: _names_of(one, study.l2), arena)
+
+
+def _settings(kind: type, given: dict[str, Any], l2: float) -> list[Problem]:
+    """Read the settings of a method; λ is that of the study, where they have one."""
+    if "l2" in kind.__dataclass_fields__ and "l2" in given:
+        return [Problem(("l2",), "is study.l2 here; leave it out", given["l2"])]
+    shared = {"l2": l2} if "l2" in kind.__dataclass_fields__ else {}
+    return schema.check(kind, shared | given)[1]
+
+
+def _names_of(arena: Arena, l2: float) -> list[str]:
+    """List the names of the models in the arena: references, and methods that take part."""
+    taking_part = entrants(
+        baselines=arena.baselines,
+        zero_shot={name: one.model_dump() for name, one in arena.zero_shot.items()},
+        estimators=arena.influence.methods,
+        l2=l2,
+    )
+    return [*REFERENCES, *taking_part]
+
+
+def _methods_that_are_shown(
+    study: Study, arena: Arena, ensembles: Ensembles, inside: Inside
+) -> Problems:
+    try:
+        known = _names_of(arena, study.l2)
+    except ValueError:  # said already
+        return
+    yield from _among(("ensembles", "titles"), ensembles.titles, known, "the methods of the arena")
+    yield from _among(("inside", "looked_at"), inside.looked_at, known, "the methods of the arena")
+    yield from _named(("inside", "keep"), inside.keep, [arena.measures.keep], "as arena.measures")
+    most = study.arena_plan.ensemble
+    for number in ensembles.counts:
+        if number > most:
+            why = f"holds {number}; give at most study.arena_plan.ensemble, {most}"
+            yield Problem(("ensembles", "counts"), why, ensembles.counts)
+
+
+def _league_shows_a_request(study: Study, league: League) -> Problems:
+    yield from _named(("league", "first"), league.first, study.arena_plan.requests)
+
+
+def _variants_are_settings(mm_noise: MMNoise, gkt: GKT, gkt_prior: GKT) -> Problems:
+    for name, one in {"mm_noise": mm_noise, "gkt": gkt, "gkt_prior": gkt_prior}.items():
+        kind, plain = type(one.settings), vars(one.settings)
+        for variant, changed in one.variants.items():
+            for problem in schema.check(kind, plain | changed)[1]:
+                yield problem.within(name, "variants", variant)
+
+
+def _own_methods_have_settings(own_model: OwnModel) -> Problems:
+    for name, one in own_model.methods.items():
+        for problem in schema.check(METHODS[one.method].settings, one.settings)[1]:
+            yield problem.within("own_model", "methods", name, "settings")
+
+
+RULES: tuple[Callable[..., Problems], ...] = (
+    _split_fits,
+    _widths_leave_filters,
+    _classes_are_there,
+    _groups_fit,
+    _groups_of_the_arena_fit,
+    _convex_control_fits,
+    _variants_are_settings,
+    _originals_of_the_sweep_are_trained,
+    _ladder_is_part_of_the_groups,
+    _scaling_is_part_of_the_groups,
+    _steps_are_part_of_the_groups,
+    _larger_models_are_trained,
+    _names_in_the_arena_are_known,
+    _methods_of_the_arena_have_settings,
+    _methods_that_are_shown,
+    _league_shows_a_request,
+    _own_methods_have_settings,
+)
+
+
+# ----------------------------------------------------------------------------------- helpers
+
+
+@cache
+def _split(data: Data) -> list[int]:
+    """Count the training items of each class, without reading an image."""
+    split = {"validation": data.validation, "test": data.test, "split_seed": data.split_seed}
+    return train_counts(data.source, **split)
+
+
+def _counts(data: Data) -> list[int] | None:
+    """Return what `_split` does, None where the sizes do not fit."""
+    try:
+        return _split(data)
+    except ValueError:
+        return None
+
+
+def _refused(keys: Keys, ask: Callable[[Any], Any], value: Any) -> Problems:
+    """Yield why a value is refused, if it is; the reason names it."""
+    try:
+        ask(value)
+    except ValueError as error:
+        yield Problem(keys, str(error))
+
+
+def _at_most(keys: Keys, items: int, most: int) -> Problems:
+    """Yield a problem where more items are asked for than the training split has."""
+    if items > most:
+        yield Problem(keys, f"the training split has {most} images; give at most so many", items)
+
+
+def _among(keys: Keys, values: list, known: Any, where: str) -> Problems:
+    """Yield a problem where some values are not among those known."""
+    if unknown := [value for value in values if value not in known]:
+        why = f"holds {unknown[0]!r}, which is not among {where}: {', '.join(map(str, known))}"
+        yield Problem(keys, why, values)
+
+
+def _named(
+    keys: Keys, value: str, known: Any, where: str = "a request of study.arena_plan"
+) -> Problems:
+    """Yield a problem where a name is none of those known."""
+    if value not in known:
+        yield Problem(keys, f"give {where}: {', '.join(known)}", value)

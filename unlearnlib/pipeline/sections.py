@@ -1,0 +1,390 @@
+"""What the parameter files may hold: every section with its types and ranges.
+
+Settings are the dataclasses of the rooms, so that a rule is written once, beside the code that needs
+it. What notebooks ask for beyond them stands here. `checks` reads a profile by these types, and says
+what must fit together.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    create_model,
+    model_validator,
+)
+
+from unlearnlib.arena import scores, unlearning
+from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.plan import Plan
+from unlearnlib.data import requests
+from unlearnlib.data.requests import Classes
+from unlearnlib.data.sources import SOURCES
+from unlearnlib.groups import (
+    clusters,
+    coherence,
+    convex_control,
+    estimators,
+    features,
+    ladder,
+    scaling,
+    selection,
+    steps,
+)
+from unlearnlib.influence.criteria import CRITERIA
+from unlearnlib.influence.estimators import ESTIMATORS
+from unlearnlib.influence.scale import Rule
+from unlearnlib.measures.metrics import METRICS
+from unlearnlib.models import architectures
+from unlearnlib.models.training import Recipe
+from unlearnlib.pipeline import schema
+from unlearnlib.pipeline.paths import Place
+from unlearnlib.zero_shot import deep_inversion, gkt, mm_noise
+from unlearnlib.zero_shot.methods import METHODS
+
+# ------------------------------------------------------------------------------------- values
+
+Item = TypeVar("Item")
+
+
+def _distinct(values: list[Item]) -> list[Item]:
+    """Refuse a value that is given twice."""
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise ValueError(f"holds {twice[0]!r} more than once; give different values")
+    return values
+
+
+Count = Annotated[int, Ge(1)]
+Number = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Weight = Annotated[float, Ge(0)]
+Inside = Annotated[float, Gt(0), Lt(1)]
+Distinct = Annotated[list[Item], MinLen(1), AfterValidator(_distinct)]
+Seeds = Distinct[Number]
+Sizes = Distinct[Count]
+Labels = Distinct[Number]
+UNSCALED = [name for name, entry in ESTIMATORS.items() if not entry.scaled]
+Architecture = Literal[tuple(architectures.ARCHITECTURES)]
+ClassList = Annotated[Any, PlainValidator(Classes)]
+Request = Annotated[Any, PlainValidator(requests.parse)]
+
+
+class Strict(BaseModel):
+    """A section, or a mapping inside one, without a key too many."""
+
+    model_config = ConfigDict(**schema.STRICT)
+
+
+class Empty(Strict):
+    """A section of a notebook that has the shared keys alone."""
+
+
+def section(name: str, *settings: type, without: tuple[str, ...] = (), **keys: Any) -> type[Strict]:
+    """Make a section that holds the fields of settings dataclasses side by side with other keys.
+
+    Args:
+        name: of the type.
+        settings: the dataclasses; rules across the fields of one hold where none is left out.
+        without: fields that parameters do not set here.
+        keys: types of the other keys.
+    """
+    kinds = {}
+    for one in settings:
+        hints = get_type_hints(one, include_extras=True)
+        kinds |= {field: hints[field] for field in one.__dataclass_fields__ if field not in without}
+
+    def together(self: Strict) -> Strict:
+        for one in settings:
+            if kinds.keys() >= set(one.__dataclass_fields__):
+                one(**{field: getattr(self, field) for field in one.__dataclass_fields__})
+        return self
+
+    rules = {"together": model_validator(mode="after")(together)}
+    fields = {field: (kind, ...) for field, kind in {**kinds, **keys}.items()}
+    return create_model(name, __base__=Strict, __validators__=rules, **fields)
+
+
+# ----------------------------------------------------------------------------------- sections
+
+
+class ArenaPlan(Strict):
+    """See `unlearnlib.arena.plan.Plan`."""
+
+    items: Count | None
+    seeds: Seeds
+    ensemble: Count
+    ensemble_requests: Distinct[str]
+    requests: Annotated[dict[str, Request], MinLen(1)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "ArenaPlan":
+        self.plan()
+        return self
+
+    def plan(self) -> Plan:
+        """Make the plan, of a profile that has no files."""
+        return Plan(
+            Place("none"), **{name: getattr(self, name) for name in type(self).model_fields}
+        )
+
+
+class Study(Strict):
+    """What the notebooks share."""
+
+    model: Architecture
+    width: Positive
+    seeds: Seeds
+    forget_classes: ClassList
+    workers: Count
+    engine: Literal["loky", "dask"]
+    labels: Labels
+    coherent_sizes: Sizes
+    random_sizes: Sizes
+    l2: Weight
+    damping: Weight
+    arena_plan: ArenaPlan
+
+
+class Data(Strict):
+    """See `unlearnlib.data.sources.make_splits`."""
+
+    source: Literal[tuple(SOURCES)]
+    validation: Count
+    test: Count | None
+    split_seed: Number
+
+
+class MMNoise(Strict):
+    """Settings, and what each variant changes in them."""
+
+    settings: mm_noise.Settings
+    variants: Annotated[dict[str, dict[str, Any]], MinLen(1)]
+
+
+class GKT(Strict):
+    """Settings, what each variant changes in them, and more values of the entropy criterion."""
+
+    settings: gkt.Settings
+    variants: Annotated[dict[str, dict[str, Any]], MinLen(1)]
+    entropy_limits: list[Weight]
+    sweep_seeds: Seeds
+
+
+class DeepInversion(Strict):
+    """Numbers of images, and how they are drawn and used."""
+
+    per_class: Sizes
+    parts: Count
+    synthesis: deep_inversion.Synthesis
+    distillation: deep_inversion.Distillation
+
+    @model_validator(mode="after")
+    def _divides(self) -> "DeepInversion":
+        if max(self.per_class) % self.parts:
+            raise ValueError(
+                f"per_class={self.per_class} with parts={self.parts}: each part draws an equal share "
+                "of the largest number, so give one that the parts divide"
+            )
+        return self
+
+
+class Trained(Strict):
+    """An architecture of group unlearning: its width and its recipe, but for λ."""
+
+    width: Positive
+    epochs: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(2)]
+    learning_rate: Positive
+
+
+class GroupModels(Strict):
+    """The models of group unlearning; compact is the main one."""
+
+    models: dict[Architecture, Trained]
+
+    @model_validator(mode="after")
+    def _has_the_main_one(self) -> "GroupModels":
+        if "compact" not in self.models:
+            raise ValueError(f"models={list(self.models)}: give compact too, the main one")
+        return self
+
+
+Estimators = section(
+    "Estimators", estimators.Settings, estimators=Distinct[Literal[tuple(UNSCALED)]]
+)
+Steps = section("Steps", steps.Settings, spaces=dict[Architecture, Sizes | None])
+Scaling = section("Scaling", scaling.Settings, coherent_sizes=Sizes, random_sizes=Sizes)
+Features = section("Features", features.Settings, pretrained=str | None)
+Ladder = section("Ladder", ladder.Settings, labels=Labels, coherent_sizes=Sizes, random_sizes=Sizes)
+ConvexControl = section("ConvexControl", convex_control.Settings, stronger_l2=Positive)
+Larger = section(
+    "Larger",
+    selection.LargerSettings,
+    without=("l2",),
+    models=Distinct[Architecture],
+    seeds=Seeds,
+    size=Count,
+)
+Selection = section(
+    "Selection",
+    selection.Settings,
+    Rule,
+    without=("l2", "rule"),
+    forget_label=Number,
+    criteria=Distinct[Literal[tuple(CRITERIA)]],
+    ratios=Distinct[Annotated[float, Gt(0), Le(1)]],
+    larger=Larger,
+)
+
+
+class GroupComparison(Strict):
+    """The level of its tests."""
+
+    level: Inside
+
+
+ArenaModels = section(
+    "ArenaModels",
+    Recipe,
+    without=("l2", "weight_decay", "shift_pixels"),
+    model=Architecture,
+    width=Positive,
+)
+
+
+class Entrant(Strict):
+    """A zero-shot method under a name of its own; its settings are read as its own class."""
+
+    method: Literal[tuple(METHODS)]
+    settings: dict[str, Any]
+    ensemble: bool = False
+
+
+class ArenaInfluence(Strict):
+    """The estimators of the arena, those of them that are cheap, and what they share."""
+
+    methods: Distinct[Literal[tuple(ESTIMATORS)]]
+    ensemble: list[Literal[tuple(ESTIMATORS)]]
+    settings: section("Influence", unlearning.Influence, without=("l2", "damping"))
+
+
+class Arena(Strict):
+    """The methods of the arena, and what is measured of them."""
+
+    retained_items: Count
+    baselines: dict[Literal[tuple(BASELINES)], dict[str, Any]]
+    zero_shot: dict[str, Entrant]
+    influence: ArenaInfluence
+    measures: section("Measures", scores.Settings, keep=str)
+
+
+class Ensembles(Strict):
+    """Numbers of models, and the methods that are shown."""
+
+    counts: Distinct[Annotated[int, Ge(2)]]
+    titles: Distinct[str]
+
+
+class Inside(Strict):
+    """The models that are looked into, and how."""
+
+    keep: str
+    looked_at: Distinct[str]
+    pictures: Count
+    synthesis: deep_inversion.Synthesis
+    points: Count
+
+
+class League(Strict):
+    """Margins by metric, and how tests are made."""
+
+    margins: Annotated[dict[Literal[tuple(METRICS)], Positive], MinLen(1)]
+    level: Annotated[float, Gt(0), Lt(1)]
+    wanted_power: Annotated[float, Gt(0), Lt(1)]
+    first: str
+
+
+class Normalise(Strict):
+    """What a network's images were standardised with, by channel."""
+
+    mean: Annotated[list[float], MinLen(1)]
+    std: Annotated[list[Positive], MinLen(1)]
+
+
+class OwnEntrant(Strict):
+    """A zero-shot method; its settings are read as its own class."""
+
+    method: Literal[tuple(METHODS)]
+    settings: dict[str, Any]
+
+
+class Example(Strict):
+    """How the example of a model of one's own is trained."""
+
+    epochs: Count
+    rate: Positive
+    batch_size: Annotated[int, Ge(2)]
+
+
+class OwnModel(Strict):
+    """A trained classifier of a reader's own."""
+
+    checkpoint: str | None
+    factory: str
+    arguments: dict[str, Any]
+    shape: tuple[Count, Count, Count]
+    num_classes: Annotated[int, Ge(2)]
+    normalise: Normalise | None
+    forget_classes: ClassList
+    images: str | None
+    seed: Number
+    methods: Annotated[dict[str, OwnEntrant], MinLen(1)]
+    probe: deep_inversion.Synthesis
+    example: Example
+
+    @model_validator(mode="after")
+    def _fits(self) -> "OwnModel":
+        self.forget_classes.check(self.num_classes)
+        lengths = {len(self.normalise.mean), len(self.normalise.std)} if self.normalise else set()
+        if lengths - {self.shape[0]}:
+            raise ValueError(
+                f"normalise has {sorted(lengths)} channels with shape={list(self.shape)}: give a mean "
+                f"and a std for each of the {self.shape[0]}"
+            )
+        return self
+
+
+# a section that is `{}` in base.yaml, of a notebook that shares keys alone, need not be listed
+KINDS: dict[str, type] = {
+    "study": Study,
+    "data": Data,
+    "train": Recipe,
+    "mm_noise": MMNoise,
+    "gkt": GKT,
+    "gkt_prior": GKT,
+    "deep_inversion": DeepInversion,
+    "evaluation": Empty,
+    "comparison": Empty,
+    "group_models": GroupModels,
+    "group_retrain": Empty,
+    "estimators": Estimators,
+    "steps": Steps,
+    "scaling": Scaling,
+    "features": Features,
+    "coherence": coherence.Settings,
+    "clusters": clusters.Settings,
+    "ladder": Ladder,
+    "convex_control": ConvexControl,
+    "selection": Selection,
+    "group_comparison": GroupComparison,
+    "arena_models": ArenaModels,
+    "arena": Arena,
+    "ensembles": Ensembles,
+    "inside": Inside,
+    "league": League,
+    "own_model": OwnModel,
+}
