@@ -200,3 +200,53 @@ def test_a_network_that_calls_no_linear_layer_is_refused():
         with pytest.raises(ValueError, match=rf"{name} calls no nn.Linear.*record_outputs"):
             networks.answers(odd, torch.rand(1, 1, 2, 2))
         assert hooks(odd) == 0
+
+
+# ------------------------------------------------------------------------------------- folding
+
+
+@pytest.mark.parametrize(("model", "width"), [("allcnn", 0.1), ("resnet18", 0.03)])
+def test_a_folded_network_answers_and_learns_as_the_network_does(model: str, width: float):
+    torch.manual_seed(0)
+    network = architectures.build(model, width=width)
+    images = torch.rand(4, 1, 28, 28)
+    for _ in range(2):
+        network(images)  # statistics that are not 0 and 1
+    network.eval()
+    twin = networks.folded(network)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert sum(isinstance(m, networks.FoldedConvolution) for m in twin.modules()) == norms > 0
+    torch.testing.assert_close(twin(images), network(images), rtol=1e-4, atol=1e-5)
+    slopes = [
+        torch.autograd.grad(one(images).square().sum(), list(network.parameters()))
+        for one in (twin, network)
+    ]
+    for found, expected in zip(*slopes, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert networks.activation_layers(twin) == networks.activation_layers(network)
+
+
+def test_a_folded_network_shares_its_weights_and_leaves_the_network_alone():
+    network = architectures.build("allcnn", width=0.05).train()
+    twin = networks.folded(network)
+    assert network.training and not twin.training
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in network.parameters()}
+    with torch.no_grad():
+        network.classifier.bias.add_(1)
+        network.features[0][0].weight.mul_(2)
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(twin(images), network.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_is_folded_and_what_cannot_be_folded_stays():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1),
+        nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(2),
+    )  # fmt: skip
+    for _ in range(2):
+        network(torch.rand(4, 1, 8, 8))
+    twin, images = networks.folded(network), torch.rand(2, 1, 8, 8)
+    assert sum(isinstance(m, networks.FoldedConvolution) for m in twin) == 1
+    torch.testing.assert_close(twin(images), network.eval()(images), rtol=1e-4, atol=1e-5)

@@ -39,12 +39,27 @@ def test_sigmoid_images_are_pixels_and_start_dark():
 
 
 @pytest.mark.parametrize("disturbed", [False, True])
-def test_standardised_images_have_mean_0_and_deviation_1_whatever_was_learnt(disturbed: bool):
-    images = draw("standardised", (3, 12, 4), disturbed=disturbed)
+@pytest.mark.parametrize("output", ["published", "small_kernel", "fixed_scale"])
+def test_normalised_images_have_the_scale_that_was_learnt(output: str, disturbed: bool):
+    images = draw(output, (3, 12, 4), disturbed=disturbed)
     assert images.shape == (32, 3, 12, 4)
-    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
-    deviation = images.std((0, 2, 3), correction=0)
-    torch.testing.assert_close(deviation, torch.ones(3), rtol=1e-3, atol=0)
+    standard = not disturbed or output == "fixed_scale"
+    mean, deviation = images.mean((0, 2, 3)), images.std((0, 2, 3), correction=0)
+    assert torch.allclose(mean, torch.zeros(3), atol=1e-5) is standard
+    assert torch.allclose(deviation, torch.ones(3), rtol=1e-3) is standard
+
+
+@pytest.mark.parametrize(("output", "kernel"), [("published", 7), ("sigmoid", 3)])
+def test_the_last_convolution_of_the_published_generator_takes_four_off_each_side(
+    output: str, kernel: int
+):
+    network = Generator(6, 8, (1, 28, 28), output=output)
+    last = [m for m in network.modules() if isinstance(m, nn.Conv2d)][-1]
+    assert last.kernel_size == (kernel, kernel)
+    sides = []
+    last.register_forward_pre_hook(lambda _, args: sides.append(tuple(args[0].shape[2:])))
+    assert network(torch.randn(2, 6)).shape == (2, 1, 28, 28)
+    assert sides == [(32, 32) if kernel == 7 else (28, 28)]
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 28), (1, 28, 30)])
@@ -54,7 +69,7 @@ def test_sides_that_are_no_multiples_of_4_are_refused(shape: tuple[int, int, int
 
 
 def test_an_unknown_output_is_refused():
-    with pytest.raises(ValueError, match=r"'tanh'; choose 'standardised' or 'sigmoid'"):
+    with pytest.raises(ValueError, match=r"'tanh'; choose of .*'published'.*'sigmoid'"):
         Generator(6, 8, SHAPE, output="tanh")
 
 

@@ -72,39 +72,50 @@ def test_entropy_is_what_scipy_computes(scale: float):
     assert losses.entropy(torch.zeros(1, 5)).item() == pytest.approx(math.log(5), rel=RTOL)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4, 2), (3, 1, 2, 2), (2, 4, 3), (3, 6)])
-def test_attention_map_and_its_gradient_are_autograds(shape: tuple[int, ...]):
+SHAPES = [(3, 5, 4, 2), (3, 1, 2, 2), (2, 4, 3), (3, 6)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_attention_map_is_the_normalised_mean_of_squares(shape: tuple[int, ...]):
+    activation = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = losses.attention_map(activation)
+    torch.testing.assert_close(found, plain_map(activation), rtol=RTOL, atol=ATOL)
+    assert found.shape == (shape[0], math.prod(shape[2:]) if len(shape) > 2 else shape[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_attention_gap_and_its_gradient_are_autograds(shape: tuple[int, ...]):
     torch.manual_seed(0)
     activation = torch.randn(shape).relu().requires_grad_(True)
-    weights = torch.randn_like(plain_map(activation))
-    found, expected = losses.attention_map(activation), plain_map(activation)
-    torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
-    assert found.shape == (shape[0], math.prod(shape[2:]) if len(shape) > 2 else shape[1])
-    slopes = [torch.autograd.grad((m * weights).sum(), activation)[0] for m in (found, expected)]
+    wanted = plain_map(torch.randn(shape))
+    found = losses.attention_gap(activation, wanted)
+    expected = F.mse_loss(plain_map(activation), wanted)
+    assert found.item() == pytest.approx(expected.item(), rel=RTOL)
+    slopes = [torch.autograd.grad(3 * gap, activation)[0] for gap in (found, expected)]
     torch.testing.assert_close(*slopes, rtol=RTOL, atol=ATOL)
 
 
-def test_attention_map_passes_finite_differences():
+def test_the_attention_gap_passes_finite_differences():
     torch.manual_seed(0)
     for shape in ((2, 3, 2, 2), (3, 4)):
         activation = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(losses.attention_map, activation)
+        wanted = plain_map(torch.randn(shape, dtype=torch.float64))
+        assert torch.autograd.gradcheck(lambda x, w=wanted: losses.attention_gap(x, w), activation)
 
 
 def test_a_dead_layer_has_an_empty_map_and_a_finite_gradient():
     activation = torch.zeros(2, 3, 2, 2, requires_grad=True)
-    found = losses.attention_map(activation)
-    found.sum().backward()
-    assert found.abs().sum() == 0
+    assert losses.attention_map(activation).abs().sum() == 0
+    losses.attention_gap(activation, torch.full((2, 4), 0.5)).backward()
     assert activation.grad.isfinite().all()
 
 
-def test_attention_loss_sums_mean_squares_over_layers():
-    own = [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0], [3.0]])]
-    other = [torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0], [1.0]])]
-    assert losses.attention_loss(own, other).item() == (1 + 4) / 2 + (1 + 4) / 2
-    with pytest.raises(ValueError, match="zip"):
-        losses.attention_loss(own, other[:1])
+@pytest.mark.parametrize("classes", [[0], [3, 1], [0, 1, 2]])
+def test_the_odds_of_classes_are_their_probability_against_the_others(classes: list[int]):
+    drawn = logits(6, 4, seed=3)
+    share = scipy.special.softmax(drawn.double().numpy(), 1)[:, classes].sum(1)
+    expected = scipy.special.logit(share)
+    np.testing.assert_allclose(losses.odds(drawn, Classes(classes)), expected, rtol=1e-4)
 
 
 # ----------------------------------------------------------------------------------- the gate

@@ -4,11 +4,14 @@ Nothing here assumes one architecture: inner activations are read through hooks 
 BatchNorm layers are found by type.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -45,6 +48,51 @@ def predict(network: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Te
     """Compute the logits ``[N, K]`` of images ``[N, C, H, W]`` in evaluation mode, on the CPU."""
     with evaluated(network) as place:
         return torch.cat([network(batch.to(place)).cpu() for batch in images.split(batch_size)])
+
+
+# ------------------------------------------------------------------------- faster evaluation
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution and the BatchNorm layer after it in evaluation mode, as one convolution.
+
+    γ (W ∗ x − μ) / σ + β = (γ/σ · W) ∗ x + (β − γ μ/σ) with the running μ and σ. Gradients reach
+    W, γ and β as they would through the two layers.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        c, n = self.convolution, self.norm
+        scale = n.weight * torch.rsqrt(n.running_var + n.eps)
+        shifted = n.running_mean if c.bias is None else n.running_mean - c.bias
+        weight, bias = c.weight * scale[:, None, None, None], n.bias - shifted * scale
+        return F.conv2d(x, weight, bias, c.stride, c.padding, c.dilation, c.groups)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Make a twin of a network that computes its answers in evaluation mode, with fewer passes.
+
+    The twin shares every parameter and buffer with the network, so that training one trains the
+    other. In each `nn.Sequential` a convolution and a BatchNorm layer that follows it become one
+    `FoldedConvolution`; names of layers stay. What the BatchNorm layers are fed can no longer be
+    recorded.
+    """
+    shared = chain(network.parameters(), network.buffers())
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in shared}).eval()
+    for block in [m for m in twin.modules() if isinstance(m, nn.Sequential)]:
+        for at, (layer, after) in enumerate(pairwise(block)):
+            if _folds(layer, after):
+                block[at], block[at + 1] = FoldedConvolution(layer, after), nn.Identity()
+    return twin
+
+
+def _folds(layer: nn.Module, after: nn.Module) -> bool:
+    """Tell whether two layers in a row can be one convolution."""
+    whole = isinstance(after, nn.BatchNorm2d) and after.affine and after.track_running_stats
+    return whole and isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
 
 
 # ---------------------------------------------------------------------------- looking inside

@@ -3,7 +3,7 @@
 import base64
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 WIDTH = 7.5  # inches, of a page
 RESOLUTION = 144  # dots per inch, shown at 96
+
+Pictures = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N, H, W], classes [N], confidence [N]
 
 
 def theme() -> None:
@@ -61,6 +63,33 @@ def gallery(rows: dict[str, np.ndarray], *, columns: int = 10) -> Figure:
         line[0].axis("on")
         line[0].set(xticks=[], yticks=[], frame_on=False)
         line[0].set_ylabel(title, **label)
+    return figure
+
+
+def class_gallery(rows: Mapping[str, Pictures], *, classes: Sequence[str]) -> Figure:
+    """Draw rows of pictures with a column a class.
+
+    Args:
+        rows: title of each row, and its pictures with the class that a teacher sees in each and how
+            sure it is; the surest of each class is shown.
+        classes: names of the classes.
+    """
+    size = (WIDTH, WIDTH / (len(classes) + 2) * len(rows) * 1.35)
+    figure, axes = plt.subplots(len(rows), len(classes), figsize=size, squeeze=False)
+    for line, (title, (images, predicted, confidence)) in zip(axes, rows.items(), strict=True):
+        for k, axis in enumerate(line):
+            of_class = np.flatnonzero(np.asarray(predicted) == k)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            if len(of_class):
+                best = of_class[np.argmax(np.asarray(confidence)[of_class])]
+                axis.imshow(images[best], cmap="gray")
+                axis.set_xlabel(f"{100 * float(confidence[best]):.0f} %", fontsize="x-small")
+            else:
+                axis.text(0.5, 0.5, "–", ha="center", va="center", transform=axis.transAxes)
+        label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": "small"}
+        line[0].set_ylabel(title, **label)
+    for axis, name in zip(axes[0], classes, strict=True):
+        axis.set_title(name, fontsize="small")
     return figure
 
 

@@ -5,7 +5,7 @@ addition of this study: it reads the teacher's BatchNorm running statistics, as 
 (arXiv 1912.08795), so it needs no data.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from unlearnlib.models.loops import finite
 from unlearnlib.pipeline.progress import track
 from unlearnlib.zero_shot import losses
 
-Output = Literal["standardised", "sigmoid"]
+Output = Literal["published", "fixed_scale", "small_kernel", "sigmoid"]
 CLIP_NORM = 5.0  # of the gradient, as published
 
 
@@ -27,8 +27,11 @@ class Generator(nn.Module):
         latent_size: length of z.
         channels: filters of the first blocks (128 as published).
         shape: ``(C, H, W)`` of the images; H and W must be multiples of 4.
-        output: ``"standardised"`` (BatchNorm without scale: mean 0, deviation 1, as published) or
-            ``"sigmoid"`` (pixels in [0, 1] with a low first bias, so that it starts dark).
+        output: ``"published"``, a 7x7 convolution that takes 4 off each side, and BatchNorm with a
+            learnt scale and shift; ``"fixed_scale"``, the same with mean 0 and deviation 1;
+            ``"small_kernel"``, as published with a 3x3 convolution that keeps the sides; or
+            ``"sigmoid"``, a 3x3 convolution and pixels in [0, 1] with a low first bias, so that
+            images start dark.
     """
 
     def __init__(
@@ -41,16 +44,17 @@ class Generator(nn.Module):
             raise ValueError(
                 f"images of {height} x {width} cannot be drawn; sides must be multiples of 4"
             )
-        last = nn.Conv2d(channels // 2, planes, 3, padding=1)
+        if output not in get_args(Output):
+            raise ValueError(f"unknown generator output {output!r}; choose of {get_args(Output)}")
+        kernel = 7 if output in ("published", "fixed_scale") else 3
+        # the convolution of 7x7 with padding 1 takes two pixels off each border
+        height, width = ((side + kernel - 3) // 4 for side in (height, width))
+        last = nn.Conv2d(channels // 2, planes, kernel, padding=1)
         if output == "sigmoid":
             nn.init.constant_(last.bias, -2.0)
-        elif output != "standardised":
-            raise ValueError(
-                f"unknown generator output {output!r}; choose 'standardised' or 'sigmoid'"
-            )
         self.layers = nn.Sequential(
-            nn.Linear(latent_size, channels * height * width // 16),
-            nn.Unflatten(1, (channels, height // 4, width // 4)),
+            nn.Linear(latent_size, channels * height * width),
+            nn.Unflatten(1, (channels, height, width)),
             nn.BatchNorm2d(channels),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -61,7 +65,9 @@ class Generator(nn.Module):
             nn.BatchNorm2d(channels // 2),
             nn.LeakyReLU(0.2),
             last,
-            nn.Sigmoid() if output == "sigmoid" else nn.BatchNorm2d(planes, affine=False),
+            nn.Sigmoid()
+            if output == "sigmoid"
+            else nn.BatchNorm2d(planes, affine=output != "fixed_scale"),
         )
 
     def forward(self, latents: Tensor) -> Tensor:
