@@ -66,7 +66,10 @@ def entrants(**changes: Any) -> Mapping[str, Entrant]:
     given = {
         "baselines": {"fine_tune": training},
         "zero_shot": {
-            "gkt_short": {"method": "gkt", "settings": {"pseudo_batches": 2, "snapshots": 1}},
+            "gkt_short": {
+                "method": "gkt",
+                "settings": {"transfer": {"pseudo_batches": 2, "snapshots": 1}},
+            },
             "mm_noise": {"method": "mm_noise", "settings": {"per_class": 2}, "ensemble": True},
         },
         "estimators": ["first_order", "gif", "gif_scaled"],

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from toys import states_equal, stripes, taught
 
 from unlearnlib.arena import baselines
-from unlearnlib.arena.baselines import Ascent
+from unlearnlib.arena.baselines import Ascent, Erasure
 from unlearnlib.models.training import Recipe
 
 RECIPE = Recipe(epochs=4, batch_size=16, learning_rate=0.02)
@@ -64,6 +64,68 @@ def test_ascent_ends_at_guessing(monkeypatch: pytest.MonkeyPatch):
     )
     assert states_equal(moved, longer)
     assert F.cross_entropy(moved(forgotten[0]), forgotten[1]) > math.log(4) / 2
+
+
+# ------------------------------------------------------------------------------------ DELETE
+
+ERASURE = Erasure(epochs=10, batch_size=16, learning_rate=0.02)
+
+
+def test_delete_reads_what_is_forgotten_alone(monkeypatch: pytest.MonkeyPatch):
+    network, (forgotten, retained) = taught(monkeypatch), parts()
+    nonsense = torch.full_like(retained[0], math.nan), retained[1]
+    kept, frozen = (
+        baselines.delete(
+            network, forgotten, nonsense, seed=0,
+            settings=replace(ERASURE, freeze_statistics=freeze),
+        )
+        for freeze in (False, True)
+    )  # fmt: skip
+    for moved in (kept, frozen):
+        assert accuracy(moved, forgotten) < 0.1
+        assert not moved.training
+    # batches of one class are centred in training mode, which is what keeps the others apart
+    assert accuracy(kept, retained) > 0.9 > accuracy(frozen, retained)
+    assert torch.equal(frozen.first_norm.running_mean, network.first_norm.running_mean)
+    assert not torch.equal(kept.first_norm.running_mean, network.first_norm.running_mean)
+    assert states_equal(network, taught(monkeypatch))
+
+
+def test_delete_masks_the_label_of_each_image_with_the_published_settings(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """KL(softmax(mask(z)) ‖ p) to what the original says without the label, by hand."""
+    network, (images, labels) = taught(monkeypatch), stripes(16)
+    found, plain = [], baselines.descend
+
+    def spy(optimizer, order, loss_of, **options):
+        found.append((optimizer.defaults, list(order)))
+        found.append(loss_of(found[0][1][0]).item())
+        return plain(optimizer, found[0][1], loss_of, **options)
+
+    monkeypatch.setattr(baselines, "descend", spy)
+    settings = Erasure(batch_size=16)
+    part = images, labels
+    baselines.delete(network, part, part, settings=settings, seed=0)
+    (defaults, order), loss = found
+    assert (defaults["lr"], defaults["momentum"], len(order)) == (1e-3, 0.9, 20)
+    copied = taught(monkeypatch).train()
+    with torch.no_grad():
+        logits, answers = network(images), copied(images)
+    rows = []
+    for z, y, p in zip(logits, labels.tolist(), answers.softmax(1), strict=True):
+        others = [k for k in range(4) if k != y]
+        wanted = z[others].softmax(0)
+        rows.append((wanted * (wanted / p[others]).log()).sum())
+    assert loss == pytest.approx(torch.stack(rows).mean().item(), rel=1e-4)
+
+
+def test_nothing_to_distil_on_is_refused(monkeypatch: pytest.MonkeyPatch):
+    (images, labels), retained = parts()
+    with pytest.raises(ValueError, match="no items to forget, so nothing to distil on"):
+        baselines.delete(
+            taught(monkeypatch), (images[:0], labels[:0]), retained, settings=ERASURE, seed=0
+        )
 
 
 def test_wrong_labels_are_those_of_what_stays(monkeypatch: pytest.MonkeyPatch):

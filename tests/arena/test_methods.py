@@ -16,7 +16,7 @@ def test_entrants_have_what_their_registry_says_and_settings_of_their_own():
     found = entrants()
     assert list(found) == ["fine_tune", "gkt_short", "mm_noise", "first_order", "gif", "gif_scaled"]
     assert found["gkt_short"].method is METHODS["gkt"]
-    assert found["gkt_short"].settings.pseudo_batches == 2
+    assert found["gkt_short"].settings.transfer.pseudo_batches == 2
     assert found["fine_tune"].method is BASELINES["fine_tune"]
     assert found["fine_tune"].settings.l2 == 1e-3
     assert {name: one.cheap for name, one in found.items()} == {

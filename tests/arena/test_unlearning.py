@@ -9,7 +9,7 @@ import torch
 from arena_tasks import CLASS, GROUP, INFLUENCE, RECIPE, save, trained
 
 from unlearnlib.arena import unlearning
-from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.baselines import BASELINES, Erasure
 from unlearnlib.arena.unlearning import Unlearned
 from unlearnlib.data import datasets
 from unlearnlib.data.requests import Group, Request, rest
@@ -83,7 +83,13 @@ def test_a_baseline_forgets_and_is_timed(place: Path):
         result = baseline(place, "random_labels")
     assert forgotten_accuracy(place, checkpoints.unpack(result["model"])) < 30
     assert timings["unlearning"] > 0
-    assert set(result) == {"model"}
+    assert set(result) == {"model", "train_images"}
+
+
+def test_a_baseline_says_how_many_images_it_was_handed(place: Path):
+    alone = baseline(place, "delete", settings=Erasure(epochs=1, batch_size=4), retained_items=0)
+    assert alone["train_images"] == 20
+    assert baseline(place, "fine_tune")["train_images"] == 20 + 150
 
 
 def test_a_baseline_reads_only_so_many_of_those_that_stay(place: Path):

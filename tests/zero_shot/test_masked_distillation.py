@@ -7,6 +7,7 @@ from tolerances import RTOL
 from torch import nn
 from toys import CLASSES, SHAPE, states_equal, stripes, taught, tiny
 
+from unlearnlib.arena import baselines
 from unlearnlib.data.requests import Classes
 from unlearnlib.models import networks
 from unlearnlib.zero_shot import masked_distillation, method
@@ -53,7 +54,70 @@ def test_images_of_every_class_are_drawn_and_all_are_taught(monkeypatch: pytest.
     )
     assert asked == [list(range(CLASSES))]
     assert len(given[0]) == 2 * CLASSES
-    assert outcome.images.shape == (0, *SHAPE)
+    assert torch.equal(outcome.images, given[0])
+
+
+def test_the_first_images_are_kept_with_what_the_model_says_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(masked_distillation, "SHOWN", 6)
+    network = taught(monkeypatch)
+    settings = Settings(Synthesis(per_class=3, steps=1, norm_weight=0.0), Tuning(steps=1))
+    outcome = masked_distillation.unlearn(
+        network, Classes([1]), shape=SHAPE, settings=settings, seed=0
+    )
+    assert outcome.images.shape == (6, *SHAPE)
+    assert outcome.images.dtype == torch.uint8
+    answers = networks.predict(network, outcome.images / 255).softmax(1)
+    confidence, labels = outcome.facts["confidence"], outcome.facts["image_labels"]
+    assert torch.equal(labels, answers.argmax(1))
+    assert torch.equal(confidence, answers.gather(1, labels[:, None])[:, 0])
+
+
+def test_images_of_the_forgotten_class_may_weigh_more(monkeypatch: pytest.MonkeyPatch):
+    network, (images, _) = networks.frozen(taught(monkeypatch)), stripes(12)
+    pixels, gone = (images * 255).to(torch.uint8), Classes([1]).mask(network(images).argmax(1))
+    assert 0 < gone.sum() < 12
+
+    def loss(chosen: torch.Tensor, weight: float = 0.0) -> float:
+        # frozen statistics, so that the loss of an image does not depend on the others
+        tuning = Tuning(1, 12, jitter=0, forget_weight=weight, freeze_statistics=True)
+        return masked_distillation.teach(
+            network, pixels[chosen], Classes([1]), tuning=tuning, seed=0
+        )[1][0]
+
+    every = torch.ones(12, dtype=torch.bool)
+    expected = loss(every) + 3 * loss(gone)
+    assert loss(every, 3.0) == pytest.approx(expected, rel=10 * RTOL)
+    # where there is no such image, the weight says nothing
+    assert loss(~gone, 3.0) == loss(~gone)
+
+
+def test_statistics_can_be_kept(monkeypatch: pytest.MonkeyPatch):
+    network, (images, _) = networks.frozen(taught(monkeypatch)), stripes(8)
+    pixels, kept = (images * 255).to(torch.uint8), []
+    for freeze in (True, False):
+        tuning = Tuning(steps=2, batch_size=8, freeze_statistics=freeze)
+        learner, _ = masked_distillation.teach(network, pixels, Classes([1]), tuning=tuning, seed=0)
+        kept.append(torch.equal(learner.first_norm.running_mean, network.first_norm.running_mean))
+    assert kept == [True, False]
+
+
+def test_the_loss_is_that_of_delete(monkeypatch: pytest.MonkeyPatch):
+    """On images of the forgotten class alone, both teach the same answers."""
+    network, (images, _) = networks.frozen(taught(monkeypatch)), stripes(8)
+    pixels, labels = (images * 255).to(torch.uint8), torch.ones(8, dtype=torch.long)
+    tuning = Tuning(steps=1, batch_size=8, jitter=0)
+    _, (ours,) = masked_distillation.teach(network, pixels, Classes([1]), tuning=tuning, seed=0)
+    taken = []
+    plain = baselines.descend
+    monkeypatch.setattr(
+        baselines, "descend", lambda *a, **options: taken.extend(plain(*a, **options))
+    )
+    settings = baselines.Erasure(epochs=1, batch_size=8)
+    part = pixels / 255, labels
+    baselines.delete(network, part, part, settings=settings, seed=0)
+    assert taken == [pytest.approx(ours, rel=10 * RTOL)]
 
 
 def test_the_first_loss_is_the_divergence_from_the_masked_answers(

@@ -9,7 +9,7 @@ from unlearnlib.data.requests import Classes
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import Place, place
 from unlearnlib.pipeline.records import Record
-from unlearnlib.zero_shot import deep_inversion, mm_noise, variants
+from unlearnlib.zero_shot import deep_inversion, mm_noise, sizing, variants
 
 SETTINGS = {"per_class": 4, "steps": 3}
 
@@ -45,13 +45,15 @@ def test_a_change_that_the_method_does_not_take_is_named(here: Place):
 
 def test_runs_are_found_by_method_and_seed(monkeypatch: pytest.MonkeyPatch, here: Place):
     files = ["train/seed0", "train/seed1", "retrain/seed0", "gkt/gkt_entropy_1-seed0"]
-    files += ["deep_inversion/deep_inversion_100-seed1", "arena/newton-seed0"]
+    files += ["deep_inversion/deep_inversion_100-seed1", "arena/newton-seed0", "delete/seed1"]
+    files += ["masking/masked_logit-seed0", "masking/masked_distillation-seed0"]
     for name in files:
         (here.runs / name).parent.mkdir(parents=True, exist_ok=True)
         record(here.runs / f"{name}.pt", tiny(monkeypatch))
     found = variants.runs(here)
     assert list(found) == [
-        "original-seed0", "original-seed1", "retrain-seed0", "gkt_entropy_1-seed0",
+        "original-seed0", "original-seed1", "retrain-seed0", "delete-seed1",
+        "masked_distillation-seed0", "masked_logit-seed0", "gkt_entropy_1-seed0",
         "deep_inversion_100-seed1",
     ]  # fmt: skip
     assert found["original-seed1"] == here.runs / "train" / "seed1.pt"
@@ -61,6 +63,14 @@ def test_rows_have_titles_for_people():
     titles = [row.title for row in variants.ROWS.values()]
     assert len(set(titles)) == len(titles)
     assert not any("_" in title for title in titles)
+
+
+def test_rows_say_what_a_method_reads_and_how_much_it_was_tuned():
+    read = {name for name, row in variants.ROWS.items() if row.reads != "nothing"}
+    assert read == {"original", "retrain", "delete"}
+    assert variants.ROWS["delete"].reads == "the forgotten classes"
+    assert variants.ROWS["masked_logit"].tuned == 0
+    assert variants.ROWS["masked_distillation"].tuned == len(sizing.TRIALS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +21,7 @@ from unlearnlib.models.loops import batches, descend, finite
 from unlearnlib.models.training import Recipe
 from unlearnlib.pipeline import seeds
 from unlearnlib.pipeline.registry import Registry
+from unlearnlib.zero_shot import losses
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
 
@@ -54,6 +55,25 @@ class Ascent:
     steps: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(1)]
     learning_rate: Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """How a copy is taught its own answers without the labels; what is not set is as published.
+
+    Attributes:
+        epochs: passes over what is to be forgotten.
+        batch_size: images a step.
+        learning_rate: of stochastic gradient descent.
+        momentum: of it.
+        freeze_statistics: whether BatchNorm keeps its statistics; an option of the published code.
+    """
+
+    epochs: Annotated[int, Ge(1)] = 20
+    batch_size: Annotated[int, Ge(2)] = 128
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    freeze_statistics: bool = False
 
 
 def fine_tune(
@@ -157,9 +177,56 @@ def _wrong_labels(labels: Tensor, classes: Tensor, *, seed: int) -> Tensor:
     return classes[torch.multinomial(wrong.double(), 1, generator=generator)[:, 0]]
 
 
+def delete(
+    network: nn.Module, forgotten: Part, retained: Part, *, settings: Erasure, seed: int
+) -> nn.Module:
+    """Distil a copy on what is to be forgotten, the label of each image masked (DELETE).
+
+    Zhou et al. (CVPR 2025, arXiv 2503.23751), as in their code: KL(softmax(mask(z)) ‖ p) in nats,
+    the mean over a batch, where z are the logits of the frozen original with that of the image's
+    label put to -1e10, and p is what the copy says. Masked distillation has this loss on images that
+    are drawn from the model (`zero_shot.masked_distillation`).
+
+    Args:
+        network: the original model; stays as it is.
+        forgotten: images and labels.
+        retained: not looked at.
+        settings: see `Erasure`.
+        seed: of the order of the images.
+
+    Raises:
+        ValueError: no items to forget.
+        FloatingPointError: a loss that is not finite.
+    """
+    images, labels = forgotten
+    if len(images) == 0:
+        raise ValueError("no items to forget, so nothing to distil on; give at least one")
+    place = networks.device()
+    original = networks.frozen(copy.deepcopy(network))
+    learner = copy.deepcopy(network).to(place).requires_grad_(True)
+    learner.train(not settings.freeze_statistics)
+    momentum = settings.momentum
+    optimizer = torch.optim.SGD(learner.parameters(), lr=settings.learning_rate, momentum=momentum)
+
+    def loss_of(index: Tensor) -> Tensor:
+        x, own = images[index].to(place), labels[index, None].to(place)
+        with torch.no_grad():
+            wanted = original(x).scatter(1, own, -1e10)
+        return losses.divergence(wanted, learner(x))
+
+    steps = settings.epochs * max(1, len(images) // settings.batch_size)
+    order = batches(
+        len(images), batch_size=settings.batch_size, steps=steps,
+        generator=seeds.stream(seed, "order of the images"),
+    )  # fmt: skip
+    descend(optimizer, order, loss_of, label="DELETE")
+    return learner.eval()
+
+
 BASELINES: Registry[Baseline] = Registry(
     "baseline",
     Baseline("fine_tune", "fine-tuning", settings=Recipe, unlearn=fine_tune),
     Baseline("gradient_ascent", "gradient ascent", settings=Ascent, unlearn=gradient_ascent),
     Baseline("random_labels", "random labels", settings=Recipe, unlearn=random_labels),
+    Baseline("delete", "DELETE", reads="the items to forget", settings=Erasure, unlearn=delete),
 )

@@ -103,7 +103,7 @@ def run_baseline(
         seed: of the draw and the method.
 
     Returns:
-        ``model`` (packed).
+        ``model`` (packed), and ``train_images``, how many it was handed.
 
     Raises:
         ValueError: a request that the data cannot serve.
@@ -116,7 +116,7 @@ def run_baseline(
     network, parts = checkpoints.load(original), [(images[p], labels[p]) for p in (gone, some)]
     with clock.timed("unlearning"):
         unlearned = method.unlearn(network, *parts, settings=settings, seed=seed)
-    return {"model": checkpoints.pack(unlearned)}
+    return {"model": checkpoints.pack(unlearned), "train_images": len(gone) + len(some)}
 
 
 # ---------------------------------------------------------------------------------- influence

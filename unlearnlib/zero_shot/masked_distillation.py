@@ -6,6 +6,10 @@ learns the original's answer with the forgotten classes masked out: their probab
 and the rest is scaled up to one, so that an image of a forgotten class gets the original's second
 thoughts, as far as one can tell what a retrained model would say. A run reads the model and nothing
 else.
+
+The loss is that of DELETE (Zhou et al., "Decoupled Distillation to Erase", CVPR 2025, arXiv
+2503.23751), there on the real images of the forgotten classes: see `arena.baselines.delete`. Ours are
+the images, drawn from the model, of the classes that stay too, so that no data is needed.
 """
 
 import copy
@@ -24,6 +28,8 @@ from unlearnlib.zero_shot import losses, method
 from unlearnlib.zero_shot.deep_inversion import Synthesis, answers, synthesise
 from unlearnlib.zero_shot.method import Need, Outcome, Shape, ZeroShot
 
+SHOWN = 100  # images that an outcome keeps
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -34,12 +40,17 @@ class Tuning:
         batch_size: images a step.
         rate: peak of the one-cycle schedule.
         jitter: largest shift of a batch, in pixels.
+        forget_weight: of the divergence on images that the original gives to the forgotten classes,
+            added to that on all.
+        freeze_statistics: whether BatchNorm keeps its statistics.
     """
 
     steps: Annotated[int, Ge(1)] = 300
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 3e-3
     jitter: Annotated[int, Ge(0)] = 2
+    forget_weight: Annotated[float, Ge(0)] = 0.0
+    freeze_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,17 @@ def teach(
         FloatingPointError: a loss that is not finite.
     """
     generator = seeds.stream(seed, "order of the images")
-    learner = copy.deepcopy(original).requires_grad_(True).train()
+    learner = copy.deepcopy(original).requires_grad_(True).train(not tuning.freeze_statistics)
     optimizer = torch.optim.Adam(learner.parameters(), lr=tuning.rate)
 
     def loss_of(index: Tensor) -> Tensor:
         x = shift(images[index].float() / 255, pixels=tuning.jitter, generator=generator)
-        wanted = losses.masked(answers(original, x := x.to(networks.device())), request)
-        return losses.divergence(wanted, learner(x))
+        logits, said = answers(original, x := x.to(networks.device())), learner(x)
+        wanted, gone = losses.masked(logits, request), request.mask(logits.argmax(1))
+        loss = losses.divergence(wanted, said)
+        if tuning.forget_weight and gone.any():
+            loss = loss + tuning.forget_weight * losses.divergence(wanted[gone], said[gone])
+        return loss
 
     taken = descend(
         optimizer,
@@ -105,7 +120,8 @@ def unlearn(
         seed: of the images and their order.
 
     Returns:
-        the unlearned copy, no images, and ``losses`` by step.
+        the unlearned copy and the first images, with ``image_labels`` of these, the class that the
+        model gives to each, and its ``confidence`` in it, and ``losses`` by step.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -118,7 +134,10 @@ def unlearn(
             original, everything, shape=shape, settings=settings.synthesis, seed=seed
         )
     learner, taken = teach(original, images, request, tuning=settings.tuning, seed=seed)
-    return Outcome(learner, images[:0], {"losses": taken})
+    shown = images[:SHOWN]
+    confidence, labels = networks.predict(original, shown / 255).softmax(1).max(1)
+    facts = {"image_labels": labels, "confidence": confidence, "losses": taken}
+    return Outcome(learner, shown, facts)
 
 
 METHOD = ZeroShot("masked_distillation", "Masked distillation", settings=Settings, unlearn=unlearn)

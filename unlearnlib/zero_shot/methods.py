@@ -6,7 +6,7 @@ another.
 """
 
 from unlearnlib.pipeline.registry import Registry
-from unlearnlib.zero_shot import deep_inversion, gkt, masked_distillation, mm_noise
+from unlearnlib.zero_shot import deep_inversion, gkt, masked_distillation, mm_noise, read_out
 from unlearnlib.zero_shot.method import Outcome, Settings, ZeroShot, obstacle, run, unlearn
 
 __all__ = ["METHODS", "Outcome", "Settings", "ZeroShot", "obstacle", "run", "unlearn"]
@@ -17,4 +17,7 @@ METHODS: Registry[ZeroShot] = Registry(
     gkt.METHOD,
     deep_inversion.METHOD,
     masked_distillation.METHOD,
+    read_out.MASKED_LOGIT,
+    read_out.RANDOM_CLASS_ROW,
+    read_out.RANDOM_EMBEDDINGS,
 )

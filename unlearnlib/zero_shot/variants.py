@@ -5,16 +5,16 @@ a further variant of one.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unlearnlib.data.requests import Classes
-from unlearnlib.pipeline import schema
+from unlearnlib.pipeline import records, schema
 from unlearnlib.pipeline.paths import Place
 from unlearnlib.pipeline.records import Record
 from unlearnlib.pipeline.registry import Named, Registry
-from unlearnlib.zero_shot import deep_inversion
+from unlearnlib.zero_shot import deep_inversion, stopping
 from unlearnlib.zero_shot.method import ZeroShot
 
 # ------------------------------------------------------------------------------ the main table
@@ -26,15 +26,25 @@ class Row(Named):
 
     Attributes:
         stage: whose runs it is made of.
+        reads: of the training data, beside the original model; in words.
+        tuned: settings that were tried for it on validation images before it was run; 0 where it
+            runs as published, or has nothing to choose.
     """
 
     stage: str
+    reads: str = field(default="nothing", compare=False)
+    tuned: int = field(default=0, compare=False)
 
 
 ROWS: Registry[Row] = Registry(
     "row of the main table",
-    Row("original", "Original", "train"),
-    Row("retrain", "Retrained", "retrain"),
+    Row("original", "Original", "train", reads="all of it"),
+    Row("retrain", "Retrained", "retrain", reads="the classes that stay"),
+    Row("delete", "DELETE, real images", "delete", reads="the forgotten classes"),
+    Row("masked_logit", "Masked logit", "masking"),
+    Row("random_class_row", "Random class row", "masking"),
+    Row("random_embeddings", "Random embeddings", "masking", tuned=4),  # numbers of steps
+    Row("masked_distillation", "Masked distillation", "masking", tuned=12),  # see `sizing`
     Row("mm_noise", "M-M noise", "mm_noise"),
     Row("mm_noise_repaired", "M-M noise, repaired", "mm_noise"),
     Row("gkt", "GKT", "gkt"),
@@ -117,6 +127,21 @@ def runs(here: Place) -> dict[str, Path]:
     return found
 
 
+def curves(here: Place) -> dict[str, Path]:
+    """Find the transfers whose snapshots make a curve: files by the name of the run."""
+    stages = ("gkt_transfers", "gkt_branches", "gkt_prior_transfers")
+    return {
+        file.stem: file for stage in stages for file in sorted((here.runs / stage).glob("*.pt"))
+    }
+
+
+def forgotten(file: Path, default: Classes) -> Classes:
+    """Return the classes that a run was to forget; `default` for one that was asked for none."""
+    asked = records.arguments(file).get("request")
+    return Classes(asked["classes"]) if asked else default
+
+
 def cost(record: Record) -> float:
-    """Compute the seconds of a run, with its share of images that earlier runs had drawn."""
-    return record.seconds + record.timings.get(deep_inversion.EARLIER, 0.0)
+    """Compute the seconds of a run, with its share of what earlier runs had made for it."""
+    earlier = (deep_inversion.EARLIER, stopping.EARLIER)
+    return record.seconds + sum(record.timings.get(name, 0.0) for name in earlier)
