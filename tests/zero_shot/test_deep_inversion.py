@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.metrics import log_loss
 from tolerances import RTOL
@@ -27,6 +28,7 @@ from unlearnlib.pipeline import clock, records, schema
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.records import Record
 from unlearnlib.zero_shot import deep_inversion, generators, method, methods
+from unlearnlib.zero_shot.batch_statistics import Observed
 
 DRAWN = {
     "per_class": 3,
@@ -74,7 +76,8 @@ def test_the_loss_is_what_sklearn_and_numpy_compute(
     chosen = settings(
         statistics_weight=weights[0], variation_weight=weights[1], norm_weight=weights[2]
     )
-    found = deep_inversion.inversion_loss(teacher, images, labels, settings=chosen)
+    observed = Observed(teacher, weight=weights[0])
+    found = deep_inversion.inversion_loss(observed, images, labels, settings=chosen)
     array = images.double().numpy()
     shares = teacher(images).double().softmax(1).numpy()
     variation = sum((np.diff(array, axis=axis) ** 2).sum() for axis in (2, 3)) / 6
@@ -104,7 +107,7 @@ def test_images_become_their_class_and_stay_in_range(monkeypatch: pytest.MonkeyP
     assert images.max() > 0.9
     assert (teacher(images).argmax(1) == labels).float().mean() > 0.8
     losses = [
-        deep_inversion.inversion_loss(teacher, x, labels, settings=settings(**chosen))
+        deep_inversion.inversion_loss(Observed(teacher), x, labels, settings=settings(**chosen))
         for x in (start, images)
     ]
     assert losses[1] < losses[0] / 3
@@ -170,6 +173,39 @@ def test_starts_of_a_prior_are_what_the_teacher_sees(monkeypatch: pytest.MonkeyP
     assert statistics_by_hand(teacher, images) < 0.75 * statistics_by_hand(teacher, noise)
 
 
+def test_unbalanced_starts_are_draws_as_they_come(monkeypatch: pytest.MonkeyPatch):
+    teacher = networks.frozen(taught(monkeypatch))
+    options = {"classes": [0, 2, 3], "shape": SHAPE, "count": 60}
+    chosen = {"prior_steps": 40, "balanced": False}
+    images, labels = deep_inversion.starts(teacher, seed=0, settings=settings(**chosen), **options)
+    assert images.shape == (60, *SHAPE)
+    assert torch.equal(teacher(images).argmax(1), labels)
+    assert set(labels.tolist()) <= {0, 2, 3}
+    counts = labels.bincount(minlength=4)[[0, 2, 3]]
+    assert counts.max() - counts.min() > 1
+    again = deep_inversion.starts(teacher, seed=0, settings=settings(**chosen), **options)
+    assert torch.equal(images, again[0])
+
+
+def test_unbalanced_noise_is_to_become_a_class_drawn_at_random(monkeypatch: pytest.MonkeyPatch):
+    options = {"classes": [0, 2, 3], "shape": SHAPE, "count": 300}
+    chosen = settings(balanced=False)
+    _, labels = deep_inversion.starts(tiny(monkeypatch), seed=0, settings=chosen, **options)
+    counts = labels.bincount(minlength=4)[[0, 2, 3]]
+    assert counts.sum() == 300
+    assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert counts.max() > counts.min()
+
+
+def test_a_teacher_that_never_sees_the_classes_cannot_be_drawn_from():
+    teacher = Table()
+    teacher.shift.data[[1, 3]] = 100.0
+    with pytest.raises(ValueError, match=r"sees 0 of 20000 draws.*\[0, 2\].*more steps"):
+        deep_inversion.as_they_come(
+            teacher, Mirror(), [0, 2], count=5, generator=torch.Generator().manual_seed(0)
+        )
+
+
 class Mirror(nn.Module):
     """Draw each latent as an image."""
 
@@ -228,7 +264,7 @@ def test_synthesis_draws_retain_classes_in_balance(monkeypatch: pytest.MonkeyPat
 def test_no_forget_class_is_asked_of_the_teacher(monkeypatch: pytest.MonkeyPatch):
     asked, loss = [], deep_inversion.inversion_loss
 
-    def note(teacher: nn.Module, images: Tensor, labels: Tensor, **options) -> Tensor:
+    def note(teacher: Observed, images: Tensor, labels: Tensor, **options) -> Tensor:
         asked.append((len(images), labels.tolist()))
         return loss(teacher, images, labels, **options)
 
@@ -296,6 +332,40 @@ def test_gated_images_leave_no_trace_in_the_student(monkeypatch: pytest.MonkeyPa
     assert not torch.equal(one, other)
     assert states_equal(first[0], second[0])
     assert first[1] == second[1]
+
+
+def test_labels_that_are_not_fresh_are_those_of_the_image_as_it_was_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    teacher, (images, _) = taught(monkeypatch), stripes(8)
+    pixels, shifted = (images * 255).to(torch.uint8) / 255, []
+    plain = deep_inversion.shift
+
+    def shift_and_note(batch: Tensor, **options) -> Tensor:
+        shifted.append((batch, plain(batch, **options)))
+        return shifted[-1][1]
+
+    monkeypatch.setattr(deep_inversion, "shift", shift_and_note)
+    for fresh in (True, False):
+        with method.drawn_by(0, "first weights of the student"):
+            student = architectures.fresh_like(teacher).train()
+        _, losses = distil(teacher, images, gate_threshold=1.0, fresh_labels=fresh)
+        before, after = shifted[-len(losses)]
+        assert not torch.equal(before, after)
+        answers = teacher(after if fresh else before).log_softmax(1)
+        expected = (answers.exp() * (answers - student(after).log_softmax(1))).sum(1).mean()
+        assert losses[0] == pytest.approx(expected.item(), rel=1e-3)
+        assert torch.equal(before.sort(0).values, pixels.sort(0).values)
+
+
+def test_the_gate_goes_by_the_labels_that_are_used(monkeypatch: pytest.MonkeyPatch):
+    teacher = taught(monkeypatch)
+    images = picked(teacher, passing=2)
+    for seed in range(3):
+        _, losses = distil(
+            teacher, images, seed=seed, gate_threshold=0.3, fresh_labels=False, jitter=3
+        )
+        assert len(losses) == 6  # the two that pass as they were drawn always do
 
 
 @pytest.mark.parametrize("passing", [0, 1])
@@ -367,14 +437,15 @@ def original(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parts(original: Path, tmp_path: Path) -> list[Path]:
-    """Draw the images of a student in two files, which took 10 and 11 seconds."""
+    """Draw the images of a student in two files, which took 10 and 11 seconds, 2 of them once."""
     files = []
     for number in range(2):
         drawn = deep_inversion.run_synthesis(**asked(original), settings=settings(), part=number)
         assert drawn["images"].shape == (6, *SHAPE)
         assert drawn["labels"].tolist() == [0, 2] * 3
         files.append(tmp_path / f"{number}.pt")
-        records.write(files[-1], Record(f"{number}", drawn, 10.0 + number), key="toy")
+        timings = {deep_inversion.PRIOR: 2.0}
+        records.write(files[-1], Record(f"{number}", drawn, 10.0 + number, timings), key="toy")
     return files
 
 
@@ -390,14 +461,76 @@ def test_a_student_is_distilled_on_the_first_images_of_each_class(
     options = asked(original, images=parts, per_class=4, settings=distillation())
     with clock.collected() as timings:
         result = deep_inversion.run_distillation(**options)
-    assert result["images"] == 8
-    assert timings[deep_inversion.EARLIER] == pytest.approx(21 * 8 / 12)
+    assert result["distilled_on"] == 8
+    # all six of the first file, two of the six of the second
+    assert timings[deep_inversion.EARLIER] == pytest.approx(2 + 8 + 2 + 9 * 2 / 6)
     assert len(result["losses"]) == 6
     assert architectures.num_classes(checkpoints.unpack(result["model"])) == CLASSES
     stored = [records.result(path)["images"] for path in parts]
     # by class: all three of the first part and one of the second
     expected = torch.cat([stored[0][0::2], stored[1][:1], stored[0][1::2], stored[1][1:2]])
     assert torch.equal(given[0], expected)
+    assert torch.equal(result["images"], expected)  # 4 of each class, fewer than are shown
+    says = taught(monkeypatch)(expected / 255).softmax(1).max(1)
+    assert torch.equal(result["image_labels"], says.indices)
+    torch.testing.assert_close(result["confidence"], says.values)
+
+
+def test_a_student_keeps_the_first_images_of_each_class(
+    monkeypatch: pytest.MonkeyPatch, original: Path, parts: list[Path]
+):
+    monkeypatch.setattr(deep_inversion, "SHOWN", 2)
+    options = asked(original, images=parts, per_class=3, settings=distillation())
+    result = deep_inversion.run_distillation(**options)
+    first = records.result(parts[0])["images"]
+    assert result["distilled_on"] == 6
+    assert torch.equal(result["images"], torch.cat([first[[0, 2]], first[[1, 3]]]))
+    assert len(result["image_labels"]) == len(result["confidence"]) == 4
+
+
+def test_a_file_that_is_not_read_costs_nothing(parts: list[Path]):
+    _, _, seconds = deep_inversion.first_of_each(parts, 2)
+    assert seconds == pytest.approx(2 + 8 * 4 / 6)
+    assert deep_inversion.first_of_each(parts, None)[2] == pytest.approx(21)
+
+
+def test_a_student_can_have_all_images(original: Path, parts: list[Path]):
+    labels = torch.tensor([0, 0, 0, 0, 2, 2])
+    drawn = records.result(parts[0]) | {"labels": labels}
+    records.write(parts[0], Record("0", drawn, 10.0), key="toy")
+    options = asked(original, images=parts[:1], per_class=None, settings=distillation())
+    result = deep_inversion.run_distillation(**options)
+    assert result["distilled_on"] == 6
+    assert torch.equal(result["images"], drawn["images"])  # in the order of their classes
+
+
+def test_the_prior_is_timed_apart(monkeypatch: pytest.MonkeyPatch):
+    with clock.collected() as timings:
+        synthesise(tiny(monkeypatch), prior_steps=2)
+    assert timings[deep_inversion.PRIOR] > 0
+    with clock.collected() as timings:
+        synthesise(tiny(monkeypatch))
+    assert deep_inversion.PRIOR not in timings
+
+
+def test_images_are_distorted_before_the_teacher_labels_them(monkeypatch: pytest.MonkeyPatch):
+    teacher, (images, _) = taught(monkeypatch), stripes(8)
+    asked_for, plain = [], deep_inversion.distort
+
+    def distort_and_note(batch: Tensor, **options) -> Tensor:
+        asked_for.append((plain(batch, **options), options))
+        return asked_for[-1][0]
+
+    monkeypatch.setattr(deep_inversion, "distort", distort_and_note)
+    with method.drawn_by(0, "first weights of the student"):
+        student = architectures.fresh_like(teacher).train()
+    chosen = {"rotation": 20.0, "scaling": 0.3, "shear": 0.4}
+    _, losses = distil(teacher, images, gate_threshold=1.0, **chosen)
+    distorted, options = asked_for[0]
+    assert {name: options[name] for name in chosen} == chosen
+    answers = teacher(distorted).log_softmax(1)
+    expected = (answers.exp() * (answers - student(distorted).log_softmax(1))).sum(1).mean()
+    assert losses[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_the_seconds_of_the_images_are_not_in_the_result(original: Path, parts: list[Path]):
@@ -445,8 +578,11 @@ def test_the_method_distils_what_it_draws(monkeypatch: pytest.MonkeyPatch, origi
     result = methods.run(**asked(original), method=deep_inversion.METHOD, settings=chosen)
     teacher = taught(monkeypatch)
     images, labels = synthesise(teacher)
-    assert torch.equal(result["images"], images)
-    assert torch.equal(result["image_labels"], labels)
+    by_class = torch.cat([images[labels == k] for k in (0, 2)])
+    assert torch.equal(result["images"], by_class)
+    says = teacher(by_class / 255).softmax(1).max(1)
+    assert torch.equal(result["image_labels"], says.indices)
+    torch.testing.assert_close(result["confidence"], says.values)
     student, losses = deep_inversion.distil(
         teacher, images, Classes([1, 3]), settings=distillation(), seed=0
     )
@@ -474,6 +610,8 @@ def test_the_prior_of_a_synthesis_is_that_of_the_generators(monkeypatch: pytest.
         (deep_inversion.Distillation, {"steps": 0}),
         (deep_inversion.Distillation, {"batch_size": 1}),
         (deep_inversion.Distillation, {"gate_threshold": 2.0}),
+        (deep_inversion.Distillation, {"rotation": 181.0}),
+        (deep_inversion.Distillation, {"scaling": 1.0}),
         (deep_inversion.Synthesis, {"per_class": 0}),
         (deep_inversion.Synthesis, {"steps": 0}),
         (deep_inversion.Synthesis, {"prior_batch": 1}),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,11 +22,14 @@ from unlearnlib.models.loops import batches, descend, finite, one_cycle, shift
 from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline.progress import track
 from unlearnlib.zero_shot import losses, method
+from unlearnlib.zero_shot.augmentation import distort
+from unlearnlib.zero_shot.batch_statistics import Observed
 from unlearnlib.zero_shot.generators import Generator, latents, train_prior
 from unlearnlib.zero_shot.method import Need, Outcome, Shape, ZeroShot
 
-SHOWN = 100  # images that an outcome keeps
+SHOWN = 5  # images of each class that an outcome keeps
 EARLIER = "synthesis in earlier runs"  # timing of what a student's images took, in other records
+PRIOR = "generator prior"  # timing of what is due once, however many images are drawn
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Synthesis(method.Settings):
         variation_weight: α_tv.
         norm_weight: α_2.
         jitter: largest shift of a batch, in pixels.
+        balanced: as many images start as each class as are wanted of it. Else they start as they
+            are drawn, and are to become what the teacher sees in them.
         prior_steps: of `generators.train_prior`; above 0 the images start from its draws.
         prior_rate: of Adam there.
         prior_batch: latents a step there.
@@ -57,6 +62,7 @@ class Synthesis(method.Settings):
     variation_weight: Annotated[float, Ge(0)] = 1e-3
     norm_weight: Annotated[float, Ge(0)] = 1e-4
     jitter: Annotated[int, Ge(0)] = 2
+    balanced: bool = True
     prior_steps: Annotated[int, Ge(0)] = 0
     prior_rate: Annotated[float, Gt(0)] = 5e-3
     prior_batch: Annotated[int, Ge(2)] = 128
@@ -80,14 +86,23 @@ class Distillation:
         batch_size: images a step, of which the gate takes some away.
         rate: peak of the one-cycle schedule.
         jitter: largest shift of a batch, in pixels.
+        rotation: largest angle of an image in degrees, see `augmentation.distort`.
+        scaling: largest relative change of its size.
+        shear: largest slant.
         gate_threshold: the teacher gives C_f at most this probability.
+        fresh_labels: the teacher labels each batch anew, as it was moved. Else it labels each image once, as
+            it was drawn, and the gate goes by that.
     """
 
     steps: Annotated[int, Ge(1)] = 2500
     batch_size: Annotated[int, Ge(2)] = 128
     rate: Annotated[float, Gt(0)] = 5e-3
     jitter: Annotated[int, Ge(0)] = 2
+    rotation: Annotated[float, Ge(0), Le(180)] = 0.0
+    scaling: Annotated[float, Ge(0), Lt(1)] = 0.0
+    shear: Annotated[float, Ge(0)] = 0.0
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.01
+    fresh_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,16 +122,14 @@ class Settings(method.Settings):
 
 
 def inversion_loss(
-    teacher: nn.Module, images: Tensor, labels: Tensor, *, settings: Synthesis
+    teacher: Observed, images: Tensor, labels: Tensor, *, settings: Synthesis
 ) -> Tensor:
     """Compute CE(T(x), y) + α_bn Σ_l(‖μ_l − μ̂_l‖ + ‖σ²_l − σ̂²_l‖) + α_tv TV(x) + α_2 ‖x‖².
 
     Means over the batch; equation 2 to 4 of the paper, with norms that are not squared.
     """
-    norms = networks.batch_norms(teacher) if settings.statistics_weight else []
-    with networks.record_inputs(norms) as fed:
-        loss = F.cross_entropy(teacher(images), labels)
-    loss = loss + settings.statistics_weight * losses.statistics_distance(fed, norms)
+    logits, distance = teacher(images)
+    loss = F.cross_entropy(logits, labels) + settings.statistics_weight * distance
     loss = loss + settings.variation_weight * losses.total_variation(images)
     return loss + settings.norm_weight * images.square().sum((1, 2, 3)).mean()
 
@@ -141,11 +154,12 @@ def optimise(
         the images, ``[N, C, H, W]`` in [0, 1].
     """
     images = start.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=settings.rate, betas=(0.5, 0.9))
+    observed = Observed(teacher, weight=settings.statistics_weight)
+    optimizer = torch.optim.Adam([images], lr=settings.rate, betas=(0.5, 0.9), fused=True)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     for _ in range(settings.steps):
         shifted = shift(images, pixels=settings.jitter, generator=generator)
-        loss = inversion_loss(teacher, shifted, labels, settings=settings)
+        loss = inversion_loss(observed, shifted, labels, settings=settings)
         finite(loss)
         optimizer.zero_grad()
         loss.backward()
@@ -164,17 +178,23 @@ def starts(
     settings: Synthesis,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Make balanced starting images ``[count, C, H, W]`` and the labels they are to become.
+    """Make starting images ``[count, C, H, W]`` and the labels they are to become.
 
-    Without prior steps they are dark noise. With them they are draws of a generator that was
-    trained on the teacher's statistics, labelled as the teacher sees them.
+    Without prior steps they are dark noise, and the labels balanced or drawn at random. With them
+    they are draws of a generator that was trained on the teacher's statistics, picked so that the
+    labels balance, or as they come.
     """
     labels = torch.tensor(list(classes)).repeat(-(-count // len(classes)))[:count]
     generator = seeds.stream(seed, "starting images")
     if not settings.prior_steps:
+        if not settings.balanced:
+            labels = labels[torch.randint(len(labels), labels.shape, generator=generator)]
         return 0.3 * torch.rand((count, *shape), generator=generator), labels
-    network = prior_of(teacher, shape=shape, settings=settings, seed=seed)
-    return pick(teacher, network, labels, generator=generator), labels
+    with clock.timed(PRIOR):
+        network = prior_of(teacher, shape=shape, settings=settings, seed=seed)
+    if settings.balanced:
+        return pick(teacher, network, labels, generator=generator), labels
+    return as_they_come(teacher, network, classes, count=count, generator=generator)
 
 
 def prior_of(teacher: nn.Module, *, shape: Shape, settings: Synthesis, seed: int) -> Generator:
@@ -216,6 +236,39 @@ def pick(
     return torch.stack([image if c is None else c for c in chosen])
 
 
+@torch.no_grad()
+def as_they_come(
+    teacher: nn.Module,
+    network: Generator,
+    classes: Sequence[int],
+    *,
+    count: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw images that the teacher sees as one of some classes, however many of each there are.
+
+    Returns:
+        the first `count` such draws and what the teacher sees in them.
+
+    Raises:
+        ValueError: the teacher sees too few draws so.
+    """
+    network.eval()
+    images, labels, wanted = [], [], torch.tensor(list(classes))
+    for _ in range(20 * -(-count // 1000)):
+        drawn = network(latents(1000, network.latent_size, generator=generator))
+        seen = teacher(drawn).argmax(1).cpu()
+        kept = torch.isin(seen, wanted)
+        images.append(drawn.cpu()[kept])
+        labels.append(seen[kept])
+        if sum(map(len, labels)) >= count:
+            return torch.cat(images)[:count], torch.cat(labels)[:count]
+    raise ValueError(
+        f"the teacher sees {sum(map(len, labels))} of {1000 * len(labels)} draws as one of the classes "
+        f"{list(classes)}, fewer than {count}; give the prior more steps"
+    )
+
+
 def synthesise(
     teacher: nn.Module, classes: Sequence[int], *, shape: Shape, settings: Synthesis, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -230,7 +283,7 @@ def synthesise(
 
     Returns:
         images ``[N, C, H, W]`` as bytes (0 ... 255) and the labels ``[N]`` they were drawn for,
-        in an order in which every prefix is balanced.
+        in an order in which every prefix is balanced, unless the settings leave the balance open.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -258,16 +311,16 @@ def distil(
 ) -> tuple[nn.Module, list[float]]:
     """Distil the teacher into a fresh student on synthetic images ``[N, C, H, W]`` of bytes.
 
-    Each batch is shifted at random and labelled anew by the teacher; images that it then gives to
-    the forget classes are gated out, since they are what leaks. A batch that leaves fewer than two
-    images is skipped.
+    Each batch is moved at random and labelled anew by the teacher, see `Distillation`; images that
+    it then gives to the forget classes are gated out, since they are what leaks. A batch that leaves
+    fewer than two images is skipped.
 
     Args:
         teacher: maps images to logits; frozen.
         images: bytes.
         request: the forget classes.
         settings: hyper-parameters.
-        seed: of the student's first weights, the order of the images and their shifts.
+        seed: of the student's first weights, the order of the images and how they are moved.
 
     Returns:
         the student, in evaluation mode, and its loss before each step that was taken.
@@ -276,15 +329,17 @@ def distil(
         ValueError: no batch left two images.
         FloatingPointError: a loss that is not finite.
     """
-    networks.frozen(teacher)
+    asked = networks.folded(networks.frozen(teacher))
     with method.drawn_by(seed, "first weights of the student"):
         student = architectures.fresh_like(teacher).to(networks.device()).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, weight_decay=1e-2)
-    generator = seeds.stream(seed, "order of the images")
+    decay = {"weight_decay": 1e-2, "fused": True}
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, **decay)
+    generator, place = seeds.stream(seed, "order of the images"), networks.device()
+    once = None if settings.fresh_labels else networks.predict(asked, images / 255).to(place)
 
     def loss_of(index: Tensor) -> Tensor | None:
-        x = shift(images[index].float() / 255, pixels=settings.jitter, generator=generator)
-        logits = answers(teacher, x := x.to(networks.device()))
+        x = moved(images[index].float() / 255, settings, generator=generator).to(place)
+        logits = answers(asked, x) if once is None else once[index.to(place)]
         passes = losses.gate(logits, request, threshold=settings.gate_threshold)
         if passes.sum() < 2:  # BatchNorm needs two
             return None
@@ -301,6 +356,15 @@ def distil(
             "synthesise more images, with more steps, or raise gate_threshold"
         )
     return student.eval(), taken
+
+
+def moved(images: Tensor, settings: Distillation, *, generator: torch.Generator) -> Tensor:
+    """Shift a batch ``[N, C, H, W]`` of pixels in [0, 1] by one offset, and distort each image."""
+    shifted = shift(images, pixels=settings.jitter, generator=generator)
+    return distort(
+        shifted, rotation=settings.rotation, scaling=settings.scaling, shear=settings.shear,
+        generator=generator,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -322,7 +386,8 @@ def unlearn(
         seed: of the images and the student.
 
     Returns:
-        the student and the first images, with ``image_labels`` of these and ``losses`` by step.
+        the student and the first images of each class, with what `seen` says of them, and
+        ``losses`` by step.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -335,7 +400,23 @@ def unlearn(
             model, stays, shape=shape, settings=settings.synthesis, seed=seed
         )
     student, taken = distil(model, images, request, settings=settings.distillation, seed=seed)
-    return Outcome(student, images[:SHOWN], {"image_labels": labels[:SHOWN], "losses": taken})
+    shown = images[torch.cat([found[:SHOWN] for found in places(labels)])]
+    return Outcome(student, shown, seen(model, shown / 255) | {"losses": taken})
+
+
+def places(labels: Tensor) -> list[Tensor]:
+    """List the positions of each label that there is, in their order."""
+    return [(labels == k).nonzero()[:, 0] for k in labels.unique()]
+
+
+def seen(teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Tell what a teacher sees in images ``[N, C, H, W]``, as it takes them.
+
+    Returns:
+        ``image_labels`` ``[N]``, its class for each, and its ``confidence`` ``[N]`` in it, 0 to 1.
+    """
+    confidence, labels = networks.predict(teacher, images).softmax(1).max(1)
+    return {"image_labels": labels, "confidence": confidence}
 
 
 METHOD = ZeroShot("deep_inversion", "DeepInversion", settings=Settings, unlearn=unlearn)
@@ -370,48 +451,69 @@ def run_distillation(
     original: Path,
     images: list[Path],
     request: Classes,
-    per_class: int,
+    per_class: int | None,
     settings: Distillation,
     seed: int,
 ) -> dict[str, Any]:
-    """Distil a student on the first images of each class.
+    """Distil a student on the first images of each class, or on all.
 
-    The students' share of what `run_synthesis` took lands in the timing `EARLIER`, beside the
-    seconds of the run itself.
+    The student's share of what `run_synthesis` took lands in the timing `EARLIER`, beside the
+    seconds of the run itself: the prior of each file that it reads from, and of the rest the part
+    that its images are.
 
     Args:
         original: file of the teacher.
         images: files of `run_synthesis`.
         request: the forget classes.
-        per_class: images of each class to distil on.
+        per_class: images of each class to distil on; None for all that there are.
         settings: hyper-parameters.
         seed: of the student.
 
     Returns:
-        ``model``, the packed student; ``losses`` by step and the number of ``images``.
+        ``model``, the packed student; ``losses`` by step; how many images it was ``distilled_on``,
+        the first ``images`` of each class, and what `seen` says of these.
 
     Raises:
         ValueError: the files hold fewer images of a class.
     """
     teacher, _ = checkpoints.load_teacher(original, request)
-    chosen, total = first_of_each(images, per_class)
-    clock.add(EARLIER, sum(records.seconds(path) for path in images) * len(chosen) / total)
+    chosen, labels, seconds = first_of_each(images, per_class)
+    clock.add(EARLIER, seconds)
     student, taken = distil(teacher, chosen, request, settings=settings, seed=seed)
-    return {"model": checkpoints.pack(student), "losses": taken, "images": len(chosen)}
+    shown = chosen[torch.cat([found[:SHOWN] for found in places(labels)])]
+    facts = {"losses": taken, "distilled_on": len(chosen), "images": shown}
+    return {"model": checkpoints.pack(student)} | facts | seen(teacher, shown / 255)
 
 
-def first_of_each(files: list[Path], per_class: int) -> tuple[Tensor, int]:
-    """Read the first images of each class ``[N, C, H, W]``, and how many all files hold.
+def first_of_each(files: list[Path], per_class: int | None) -> tuple[Tensor, Tensor, float]:
+    """Read the first images of each class, or all.
+
+    Returns:
+        images ``[N, C, H, W]`` and labels ``[N]``, by class, and the seconds that they took.
 
     Raises:
-        ValueError: they hold fewer images of a class.
+        ValueError: the files hold fewer images of a class.
     """
-    parts = [records.result(path) for path in files]
-    images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))
-    places = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
-    fewest = min(len(found) for found in places)
-    if not 1 <= per_class <= fewest:
+    parts = [records.read(path) for path in files]
+    images, labels = (
+        torch.cat([part.result[name] for part in parts]) for name in ("images", "labels")
+    )
+    by_class = places(labels)
+    fewest = min(len(found) for found in by_class)
+    if per_class is not None and not 1 <= per_class <= fewest:
         raise ValueError(
             f"per_class is {per_class}, but only {fewest} images of a class were drawn"
         )
-    return images[torch.cat([found[:per_class] for found in places])], len(images)
+    chosen = torch.cat([found[:per_class] for found in by_class])
+    file = torch.arange(len(parts)).repeat_interleave(
+        torch.tensor([len(part.result["labels"]) for part in parts])
+    )
+    used = file[chosen].bincount(minlength=len(parts)).tolist()
+    seconds = sum(_share(part, count) for part, count in zip(parts, used, strict=True))
+    return images[chosen], labels[chosen], seconds
+
+
+def _share(part: records.Record, used: int) -> float:
+    """Compute the seconds that so many images of a file took."""
+    once = part.timings.get(PRIOR, 0.0) if used else 0.0
+    return once + (part.seconds - part.timings.get(PRIOR, 0.0)) * used / len(part.result["labels"])
