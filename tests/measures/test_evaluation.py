@@ -1,5 +1,6 @@
 """Evaluation: every model that a run left meets the test split, and only that."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from toys import lines, record
 from unlearnlib.data import datasets
 from unlearnlib.measures import evaluation
 from unlearnlib.models import architectures, checkpoints, training
+from unlearnlib.pipeline import records
 from unlearnlib.zero_shot import gkt
 
 
@@ -69,3 +71,29 @@ def test_what_is_no_network_is_not_counted(dataset: Path, tmp_path: Path):
 def test_a_run_that_is_absent_is_named(dataset: Path, tmp_path: Path):
     with pytest.raises(checkpoints.CheckpointError, match=r"run\.pt does not exist"):
         evaluation.run(model=tmp_path / "run.pt", data=dataset)
+
+
+def test_pictures_are_judged_by_what_a_judge_has_seen(dataset: Path, tmp_path: Path):
+    images, labels = datasets.split(datasets.load(dataset), "test")
+    judge = network(dataset, epochs=4)
+    file = record(tmp_path / "judge.pt", judge, seconds=1.0)
+    facts = json.loads(records.facts_file(file).read_text())
+    facts["arguments"] = {"request": {"classes": [0, 3]}}
+    records.facts_file(file).write_text(json.dumps(facts))
+    drawn = (255 * images).round().to(torch.uint8)
+    run = record(tmp_path / "run.pt", judge, images=drawn, image_labels=labels)
+    assert evaluation.keeps_pictures(run)
+    found = evaluation.run_judged(run=run, judge=file)
+    known = (labels != 0) & (labels != 3)
+    confidence, predicted = judge(images[known]).softmax(1).max(1)
+    assert found["images"] == known.sum()
+    agreement = (predicted == labels[known]).double().mean().item()
+    assert found["agreement"] == pytest.approx(100 * agreement)
+    assert found["confidence"] == pytest.approx(100 * confidence.mean().item(), rel=1e-4)
+
+
+def test_runs_without_pictures_are_not_judged(dataset: Path, tmp_path: Path):
+    model = network(dataset, epochs=1)
+    assert not evaluation.keeps_pictures(record(tmp_path / "run.pt", model))
+    empty = {"images": torch.zeros(0, 1, 4, 4), "image_labels": torch.zeros(0, dtype=torch.long)}
+    assert not evaluation.keeps_pictures(record(tmp_path / "empty.pt", model, **empty))

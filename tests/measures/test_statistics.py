@@ -163,3 +163,22 @@ def test_one_group_alone_has_no_varying_intercept():
     with pytest.raises(ValueError, match="run more seeds or labels"):
         statistics.mixed_model(repeats(0.0).query("seed == 0 and label == '0'"), "score ~ percent",
                           groups=["label", "seed"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([98.0, 99.0], "98.50 [92.15, 100.00]"),
+        ([0.0, 1.0], "0.50 [0.00, 6.85]"),
+        ([97.0], "97.00"),
+        ([float("nan")], "-"),
+    ],
+)
+def test_no_interval_of_a_percentage_leaves_0_and_100(values: list[float], expected: str):
+    assert statistics.written_percent(values) == expected
+
+
+def test_a_count_of_none_is_written_with_its_limit():
+    assert statistics.written_share([0.0] * 3, hits=0, total=2940) == "≤ 0.1 % (0 of 2,940)"
+    assert scipy.stats.binom.cdf(0, 2940, 1 - 0.05 ** (1 / 2940)) == pytest.approx(0.05)
+    assert statistics.written_share([0.0, 2.0], hits=1, total=100) == "1.00 [0.00, 13.71]"

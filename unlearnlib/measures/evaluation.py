@@ -7,7 +7,7 @@ import torch
 
 from unlearnlib.data import datasets
 from unlearnlib.measures import accuracy
-from unlearnlib.models import checkpoints
+from unlearnlib.models import checkpoints, networks
 from unlearnlib.pipeline import records
 
 
@@ -40,6 +40,41 @@ def run(*, model: Path, data: Path) -> dict[str, Any]:
         "models": {name: count(packed) for name, packed in further.items()},
         "pseudo_batches": [snapshot["pseudo_batch"] for snapshot in snapshots],
         "curve": [count(snapshot["model"]) for snapshot in snapshots],
+    }
+
+
+def keeps_pictures(run: Path) -> bool:
+    """Tell whether a run kept images that it drew, with the class that its teacher sees in each."""
+    result = records.result(run)
+    return "image_labels" in result and len(result["images"]) > 0
+
+
+def run_judged(*, run: Path, judge: Path) -> dict[str, Any]:
+    """Ask a classifier that had no part in them about the images that a run drew.
+
+    Args:
+        run: a file with ``images``, bytes ``[n, C, H, W]``, and ``image_labels`` ``[n]``, the class
+            that the run's teacher sees in each.
+        judge: file of a gold model of another seed, which has seen some of the classes alone.
+
+    Returns:
+        ``images``, how many are of a class that the judge has seen; of these in percent:
+        ``agreement``, where it sees the teacher's class, and its mean ``confidence``.
+
+    Raises:
+        CheckpointError: a file that holds no model.
+    """
+    result, network = records.result(run), checkpoints.load(judge).eval()
+    gone = (records.arguments(judge).get("request") or {}).get("classes", [])
+    known = ~torch.isin(result["image_labels"], torch.tensor(gone, dtype=torch.long))
+    images, seen = result["images"][known].float() / 255, result["image_labels"][known]
+    if len(images) == 0:
+        return {"images": 0, "agreement": float("nan"), "confidence": float("nan")}
+    confidence, predicted = networks.predict(network, images).softmax(1).max(1)
+    return {
+        "images": len(images),
+        "agreement": 100 * (predicted == seen).double().mean().item(),
+        "confidence": 100 * confidence.double().mean().item(),
     }
 
 

@@ -59,6 +59,38 @@ def written(values: Sequence[float], *, digits: int = 2) -> str:
     return with_interval(*mean_interval(found), digits=digits) if found else "-"
 
 
+def written_percent(values: Sequence[float], *, digits: int = 2) -> str:
+    """Write repeats of a percentage as their mean and 95 % interval, cut to 0 and 100.
+
+    Such as ``98.06 [97.44, 98.68]``; without brackets for one repeat, ``-`` for none.
+    """
+    found = [value for value in values if not np.isnan(value)]
+    if not found:
+        return "-"
+    mean, low, high = mean_interval(found)
+    if np.isnan(low):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} [{max(low, 0):.{digits}f}, {min(high, 100):.{digits}f}]"
+
+
+def written_share(values: Sequence[float], *, hits: int, total: int) -> str:
+    """Write a percentage that may be zero: a count of none is no proof that there is none.
+
+    Args:
+        values: percentages, one a repeat.
+        hits: items that count, all repeats together.
+        total: items, all repeats together.
+
+    Returns:
+        ``≤ 0.1 % (0 of 2,940)`` where none counts, with the upper 95 % limit of Clopper and Pearson
+        (1934), one-sided; else what `written_percent` does.
+    """
+    if hits:
+        return written_percent(values)
+    limit = 100 * (1 - 0.05 ** (1 / total))
+    return f"≤ {limit:.2g} % (0 of {total:,})"
+
+
 def mixed_model(table: pd.DataFrame, formula: str, *, groups: Sequence[str]) -> Fitted:
     """Fit a linear model with a random intercept for each combination of some columns, by REML.
 
@@ -108,7 +140,7 @@ def size_effects(table: pd.DataFrame, *, values: Sequence[str]) -> pd.DataFrame:
             rows.append(
                 {"mode": mode, "score": value} | _effect(fitted, "share", cell, ["label", "seed"])
             )
-    return _corrected(rows)
+    return holm(pd.DataFrame(rows))
 
 
 def against_reference(
@@ -151,7 +183,7 @@ def against_reference(
             | _effect(fitted, f"level[T.{level}]", cell, groups)
             for level in levels
         ]
-    return _corrected(rows)
+    return holm(pd.DataFrame(rows))
 
 
 def _effect(
@@ -168,7 +200,6 @@ def _effect(
     return {"groups": count, "effect": effect, "low": effect - half, "high": effect + half, "p": p}
 
 
-def _corrected(rows: list[dict]) -> pd.DataFrame:
-    """Add Holm's correction over all rows."""
-    table = pd.DataFrame(rows)
+def holm(table: pd.DataFrame) -> pd.DataFrame:
+    """Add a column ``p_holm``, the column ``p`` corrected over all rows; NaN counts as 1."""
     return table.assign(p_holm=multipletests(table["p"].fillna(1.0), method="holm")[1])
