@@ -87,8 +87,11 @@ METHODS = {
     "gkt": {
         "method": "gkt",
         "settings": {
-            "pseudo_batches": 2, "batch_size": 16, "generator_channels": 4, "snapshots": 1,
-            "prior_steps": 2, "gate_threshold": 1.0,
+            "transfer": {
+                "pseudo_batches": 2, "batch_size": 16, "generator_channels": 4, "snapshots": 1,
+                "prior_steps": 2, "gate_threshold": 1.0,
+            },
+            "stop": {"probe": SYNTHESIS},
         },
     },
     "deep_inversion": {
@@ -353,7 +356,8 @@ def test_methods_that_need_batch_norm_say_so() -> None:
 
 def test_attention_needs_activation_modules() -> None:
     model = own_model.load(**mine("functional"))
-    without = METHODS["gkt"]["settings"] | {"attention_weight": 0.0}
+    plain = METHODS["gkt"]["settings"]
+    without = plain | {"transfer": plain["transfer"] | {"attention_weight": 0.0}}
     assert "activation modules" in obstacle(model, METHODS["gkt"])
     assert obstacle(model, {"method": "gkt", "settings": without}) is None
 

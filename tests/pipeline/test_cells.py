@@ -110,10 +110,10 @@ def test_a_notebook_that_declares_another_key_is_named_and_left(
     house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = house / "notebooks" / "12_gkt.ipynb"
-    path.write_text(path.read_text().replace("sweep_seeds = ", "swep_seeds = ", 1))
+    path.write_text(path.read_text().replace("factor_seeds = ", "facto_seeds = ", 1))
     before = path.read_text()
     assert cells.main(["12_gkt"]) == 1
-    assert "declares no 'sweep_seeds'" in capsys.readouterr().err
+    assert "declares no 'factor_seeds'" in capsys.readouterr().err
     assert path.read_text() == before
 
 

@@ -16,7 +16,14 @@ from unlearnlib.models import training
 from unlearnlib.pipeline import fingerprint
 from unlearnlib.pipeline.paths import write_atomic
 from unlearnlib.pipeline.sweep import _Keys, sweep
-from unlearnlib.zero_shot import deep_inversion, gkt, masked_distillation, methods, mm_noise
+from unlearnlib.zero_shot import (
+    deep_inversion,
+    gkt,
+    masked_distillation,
+    methods,
+    mm_noise,
+    stopping,
+)
 
 FILES = {
     "__init__.py": "",
@@ -476,7 +483,15 @@ DRAWN = deep_inversion.Synthesis(per_class=2, steps=1)
 SMALL = {
     "mm_noise": mm_noise.Settings(per_class=2, noise_steps=1, steps=1, repair_steps=1),
     "gkt": gkt.Settings(
-        pseudo_batches=2, batch_size=8, generator_channels=8, student_steps=1, snapshots=1
+        gkt.Transfer(
+            pseudo_batches=2,
+            batch_size=8,
+            generator_channels=8,
+            student_steps=1,
+            snapshots=1,
+            gate_threshold=1.0,
+        ),
+        stopping.Stop(probe=DRAWN),
     ),
     "deep_inversion": deep_inversion.Settings(
         DRAWN, deep_inversion.Distillation(steps=2, batch_size=4, gate_threshold=1.0)

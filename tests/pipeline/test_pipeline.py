@@ -22,7 +22,7 @@ from unlearnlib.pipeline.parameters import ParameterError
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = PIPELINE["stages"]
-ZERO_SHOT = ["11_mm_noise", "12_gkt", "13_gkt_prior", "14_deep_inversion"]
+ZERO_SHOT = ["10_masking", "11_mm_noise", "12_gkt", "13_gkt_prior", "14_deep_inversion"]
 PROFILE = "${item.profile}"
 RESOLVED = f"build/params/{PROFILE}.yaml"
 
@@ -197,20 +197,42 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     change(
         tmp_path,
         study={"seeds": [0], "workers": 1},
+        masking={
+            "seeds": [0],
+            "random_embeddings": {"per_class": 1, "steps": 1},
+            "masked_distillation": {
+                "synthesis": {"per_class": 2, "steps": 1, "prior_steps": 0},
+                "tuning": {"steps": 2, "batch_size": 8},
+            },
+        },
         mm_noise={"settings": {"per_class": 2, "noise_steps": 1, "steps": 1, "repair_steps": 1}},
-        gkt={"settings": TINY, "entropy_limits": []},
-        gkt_prior={"settings": TINY | {"prior_steps": 1}, "entropy_limits": []},
+        # an untrained teacher is sure of nothing
+        gkt=TRANSFERS
+        | {
+            "variants": {"gkt": {"keep_state": 1}, "gkt_entropy": {"entropy_limit": 9.0}},
+            "branch_seeds": [0],
+            "other_settings": {"snapshots": 1},
+        },
+        gkt_prior=TRANSFERS | {"variants": {"gkt_prior_entropy": {"entropy_limit": 9.0}}},
+        stopping={"seeds": [0]},
         deep_inversion={
             "per_class": [2, 4],
             "synthesis": {"steps": 1, "batch_size": 18, "prior_steps": 0},
-            # an untrained teacher is sure of nothing
             "distillation": {"steps": 2, "gate_threshold": 1.0},
         },
     )
     return tmp_path
 
 
-TINY = {"pseudo_batches": 2, "batch_size": 8, "generator_channels": 4, "snapshots": 1}
+TRANSFERS = {
+    "seeds": [0],
+    "settings": {
+        "pseudo_batches": 2, "batch_size": 8, "generator_channels": 4, "snapshots": 1,
+        "gate_threshold": 1.0, "prior_steps": 0,
+    },
+    "factor_seeds": [0],
+    "stop": {"probe": {"per_class": 2, "steps": 1, "prior_steps": 0}},
+}  # fmt: skip
 
 
 def change(root: Path, **sections: dict) -> None:

@@ -541,7 +541,7 @@ def run(
     request.check(architectures.num_classes(own))
     try:
         outcome = _unlearned(own, method, settings, request, seed)
-    except (FloatingPointError, ValueError) as error:
+    except (FloatingPointError, RuntimeError, ValueError) as error:
         return {"failed": str(error)}
     spread = outcome.images[:: max(1, len(outcome.images) // PICTURES)][:PICTURES]
     return {"model": checkpoints.pack(outcome.network), "images": spread}

@@ -26,6 +26,7 @@ from unlearnlib.pipeline.sections import (
     Data,
     Empty,
     Ensembles,
+    GKTPrior,
     GroupModels,
     Inside,
     League,
@@ -186,9 +187,36 @@ def _larger_models_are_trained(study: Study, group_models: GroupModels, selectio
     yield from _among((*keys, "seeds"), larger.seeds, study.seeds, "study.seeds")
 
 
-def _originals_of_the_sweep_are_trained(study: Study, gkt: GKT, gkt_prior: GKT) -> Problems:
+def _originals_are_trained(train: Any, gkt: GKT, gkt_prior: GKTPrior) -> Problems:
     for name, one in {"gkt": gkt, "gkt_prior": gkt_prior}.items():
-        yield from _among((name, "sweep_seeds"), one.sweep_seeds, study.seeds, "study.seeds")
+        yield from _among((name, "seeds"), one.seeds, train.seeds, "train.seeds")
+        for key in ("factor_seeds", "branch_seeds"):
+            own = getattr(one, key, [])
+            yield from _among((name, key), own, one.seeds, f"{name}.seeds")
+
+
+def _other_classes_are_there(data: Data, gkt: GKT) -> Problems:
+    known = range(len(SOURCES[data.source].classes))
+    for key in ("development", "reported"):
+        keys = ("gkt", "other_classes", key)
+        yield from _among(keys, getattr(gkt.other_classes, key), known, "the classes")
+
+
+def _transfers_that_are_judged_are_run(gkt: GKT, stopping: Any, leak: Any) -> Problems:
+    for name, one in {"stopping": stopping, "leak": leak}.items():
+        yield from _among((name, "seeds"), one.seeds, gkt.seeds, "gkt.seeds")
+    for key in ("development", "reported"):
+        asked, known = (getattr(one.other_classes, key) for one in (stopping, gkt))
+        yield from _among(("stopping", "other_classes", key), asked, known, f"gkt's {key}")
+    keys = ("leak", "looked_at")
+    yield from _among(keys, leak.looked_at, list(gkt.variants), "gkt.variants")
+
+
+def _branches_have_a_state(gkt: GKT) -> Problems:
+    states = [one.get("keep_state") for one in gkt.variants.values()]
+    if not any(states):
+        why = "go on from the state of a variant that keeps one; give a variant a keep_state"
+        yield Problem(("gkt", "branches"), why)
 
 
 def _names_in_the_arena_are_known(study: Study, arena: Arena) -> Problems:
@@ -251,12 +279,14 @@ def _league_shows_a_request(study: Study, league: League) -> Problems:
     yield from _named(("league", "first"), league.first, study.arena_plan.requests)
 
 
-def _variants_are_settings(mm_noise: MMNoise, gkt: GKT, gkt_prior: GKT) -> Problems:
+def _variants_are_settings(mm_noise: MMNoise, gkt: GKT, gkt_prior: GKTPrior) -> Problems:
     for name, one in {"mm_noise": mm_noise, "gkt": gkt, "gkt_prior": gkt_prior}.items():
         kind, plain = type(one.settings), vars(one.settings)
-        for variant, changed in one.variants.items():
-            for problem in schema.check(kind, plain | changed)[1]:
-                yield problem.within(name, "variants", variant)
+        changed = one.changed() if isinstance(one, GKTPrior) else {"variants": one.variants}
+        for key, variants in changed.items():
+            for variant, some in variants.items():
+                for problem in schema.check(kind, plain | some)[1]:
+                    yield problem.within(name, key, *filter(None, [variant]))
 
 
 def _own_methods_have_settings(own_model: OwnModel) -> Problems:
@@ -273,7 +303,10 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _groups_of_the_arena_fit,
     _convex_control_fits,
     _variants_are_settings,
-    _originals_of_the_sweep_are_trained,
+    _originals_are_trained,
+    _other_classes_are_there,
+    _branches_have_a_state,
+    _transfers_that_are_judged_are_run,
     _ladder_is_part_of_the_groups,
     _scaling_is_part_of_the_groups,
     _steps_are_part_of_the_groups,

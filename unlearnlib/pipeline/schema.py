@@ -63,7 +63,7 @@ class Problem:
 def build(settings: type[Built], given: Mapping[str, Any]) -> Built:
     """Build a settings dataclass, nested ones too, from plain values.
 
-    >>> build(gkt.Settings, {"pseudo_batches": 12, "snapshots": 6})
+    >>> build(gkt.Transfer, {"pseudo_batches": 12, "snapshots": 6})
 
     Args:
         settings: a dataclass.

@@ -42,7 +42,14 @@ from unlearnlib.models import architectures
 from unlearnlib.models.training import Recipe
 from unlearnlib.pipeline import schema
 from unlearnlib.pipeline.paths import Place
-from unlearnlib.zero_shot import deep_inversion, gkt, mm_noise
+from unlearnlib.zero_shot import (
+    deep_inversion,
+    gkt,
+    masked_distillation,
+    mm_noise,
+    read_out,
+    stopping,
+)
 from unlearnlib.zero_shot.methods import METHODS
 
 # ------------------------------------------------------------------------------------- values
@@ -158,6 +165,17 @@ class Data(Strict):
     split_seed: Number
 
 
+Train = section("Train", Recipe, without=("l2",), seeds=Seeds)
+
+
+class Masking(Strict):
+    """Settings of the methods of the notebook that have some."""
+
+    seeds: Seeds
+    random_embeddings: read_out.Embeddings
+    masked_distillation: masked_distillation.Settings
+
+
 class MMNoise(Strict):
     """Settings, and what each variant changes in them."""
 
@@ -165,13 +183,43 @@ class MMNoise(Strict):
     variants: Annotated[dict[str, dict[str, Any]], MinLen(1)]
 
 
-class GKT(Strict):
-    """Settings, what each variant changes in them, and more values of the entropy criterion."""
+Variants = Annotated[dict[str, dict[str, Any]], MinLen(1)]
 
-    settings: gkt.Settings
-    variants: Annotated[dict[str, dict[str, Any]], MinLen(1)]
-    entropy_limits: list[Weight]
-    sweep_seeds: Seeds
+
+class OtherClasses(Strict):
+    """Classes that are forgotten instead, for the rules that stop a transfer."""
+
+    development: Labels
+    reported: Labels
+
+
+class GKTPrior(Strict):
+    """Settings of transfers, what variants and factors change in them, and how they are stopped."""
+
+    seeds: Seeds
+    settings: gkt.Transfer
+    variants: Variants
+    factors: Variants
+    factor_seeds: Seeds
+    stop: stopping.Stop
+
+    def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """List what is changed in the settings, by key and name of the run."""
+        return {"variants": self.variants, "factors": self.factors}
+
+
+class GKT(GKTPrior):
+    """The same, with other classes, and branches that go on from a state that was kept."""
+
+    other_classes: OtherClasses
+    other_settings: dict[str, Any]
+    branches: Variants
+    branch_seeds: Seeds
+
+    def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """List what is changed in the settings, see the base."""
+        others = {"other_settings": {"": self.other_settings}}
+        return super().changed() | others | {"branches": self.branches}
 
 
 class DeepInversion(Strict):
@@ -199,6 +247,30 @@ class Trained(Strict):
     epochs: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(2)]
     learning_rate: Positive
+
+
+class Comparison(Strict):
+    """The seeds of the originals, and a margin for the tests of equivalence."""
+
+    seeds: Seeds
+    margin: Positive
+
+
+class Stopping(Strict):
+    """The runs on which stopping rules are judged."""
+
+    seeds: Seeds
+    other_classes: OtherClasses
+
+
+class Leak(Strict):
+    """The transfers that are looked into."""
+
+    seeds: Seeds
+    looked_at: Distinct[str]
+    looks: Annotated[int, Ge(2)]
+    images: Count
+    levels: Distinct[Annotated[float, Gt(0), Lt(100)]]
 
 
 class GroupModels(Strict):
@@ -362,13 +434,17 @@ class OwnModel(Strict):
 KINDS: dict[str, type] = {
     "study": Study,
     "data": Data,
-    "train": Recipe,
+    "train": Train,
+    "masking": Masking,
     "mm_noise": MMNoise,
     "gkt": GKT,
-    "gkt_prior": GKT,
+    "gkt_prior": GKTPrior,
     "deep_inversion": DeepInversion,
     "evaluation": Empty,
-    "comparison": Empty,
+    "comparison": Comparison,
+    "gkt_curves": Empty,
+    "stopping": Stopping,
+    "leak": Leak,
     "group_models": GroupModels,
     "group_retrain": Empty,
     "estimators": Estimators,
