@@ -68,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("a {b} c")
     notebooks = {
         "15_evaluation": notebook(LOOK_AROUND, REPORT, DRAW, "1 + 1"),
-        "24_group_retrain": notebook("print('so far')", "raise ValueError('what\\nwent wrong')", "0"),
+        "17_gkt_curves": notebook("print('so far')", "raise ValueError('what\\nwent wrong')", "0"),
         "24_group_retrain": notebook("import os\nos._exit(1)"),
         "31_group_comparison": notebook(WAIT, parameters=f"{PARAMETERS}\nlevel = None"),
     }
@@ -162,17 +162,17 @@ def test_a_second_run_gives_the_same_bytes_and_shows_progress(
 def test_a_failure_says_why_and_keeps_what_there_was(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    former = project / "reports/quick/notebooks/24_group_retrain.ipynb"
+    former = project / "reports/quick/notebooks/17_gkt_curves.ipynb"
     former.parent.mkdir(parents=True, exist_ok=True)
     former.write_text("former")
-    assert runner.main(["run", "24_group_retrain"]) == 1
+    assert runner.main(["run", "17_gkt_curves"]) == 1
     message = capsys.readouterr().err
     assert message.endswith(
-        "24_group_retrain failed: ValueError: what\nwent wrong\n"
-        "The notebook so far: build/failed/quick-24_group_retrain.ipynb\n"
+        "17_gkt_curves failed: ValueError: what\nwent wrong\n"
+        "The notebook so far: build/failed/quick-17_gkt_curves.ipynb\n"
     )
     assert former.read_text() == "former"
-    kept = (project / "build/failed/quick-24_group_retrain.ipynb").read_text()
+    kept = (project / "build/failed/quick-17_gkt_curves.ipynb").read_text()
     assert "so far" in kept
     assert "went wrong" in kept
 
