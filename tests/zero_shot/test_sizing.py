@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from conftest import ROOT
 from toys import lines
 
 from unlearnlib.data import datasets
@@ -56,15 +54,6 @@ def test_no_seed_of_a_trial_is_reported():
         sections = parameters.load(profile)
         reported = {*sections["study"]["seeds"], *sections["train"]["seeds"]}
         assert not tried & reported, profile
-
-
-def test_the_committed_table_is_of_these_trials():
-    file = ROOT / "params" / "masked_distillation_trials.csv"
-    assert file.read_text(encoding="utf-8").startswith(sizing.HEADER)
-    table = pd.read_csv(file, comment="#")
-    assert list(table) == COLUMNS
-    expected = [(*trial[1:], seed) for trial in sizing.TRIALS for seed in trial.seeds]
-    assert list(table[COLUMNS[:8]].itertuples(index=False, name=None)) == expected
 
 
 def test_the_study_takes_a_trial_that_was_run_on_every_seed():
