@@ -38,7 +38,7 @@ SMALL = {  # settings with which each method takes a moment
             snapshots=1,
             gate_threshold=1.0,
         ),
-        stopping.Stop(probe=DRAWN),
+        stopping.Stop(rule="leak"),
     ),
     "deep_inversion": deep_inversion.Settings(
         DRAWN, deep_inversion.Distillation(steps=2, batch_size=4, gate_threshold=1.0)

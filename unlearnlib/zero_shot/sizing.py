@@ -63,7 +63,7 @@ TRIALS = [
     Trial((102,), freeze_statistics=True),
     Trial((102,), freeze_statistics=True, rate=0.003),
     Trial((102,), forget_weight=1.0, rate=0.02),
-    Trial((102,), forget_weight=1.0, steps=800),
+    Trial(SEEDS, forget_weight=1.0, steps=800),
     Trial(SEEDS, forget_weight=1.0, rate=0.02, steps=800),
 ]
 HEADER = (
