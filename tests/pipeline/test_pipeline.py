@@ -205,7 +205,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 "tuning": {"steps": 2, "batch_size": 8},
             },
         },
-        mm_noise={"settings": {"per_class": 2, "noise_steps": 1, "steps": 1, "repair_steps": 1}},
+        mm_noise={
+            "seeds": [0],
+            "settings": {"per_class": 2, "noise_steps": 1, "steps": 1, "repair_steps": 1},
+        },
         # an untrained teacher is sure of nothing
         gkt=TRANSFERS
         | {
@@ -216,9 +219,13 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         gkt_prior=TRANSFERS | {"variants": {"gkt_prior_entropy": {"entropy_limit": 9.0}}},
         stopping={"seeds": [0]},
         deep_inversion={
+            "seeds": [0],
+            "settings": {
+                "synthesis": {"steps": 1, "batch_size": 18, "prior_steps": 0},
+                "distillation": {"steps": 2, "gate_threshold": 1.0},
+            },
             "per_class": [2, 4],
-            "synthesis": {"steps": 1, "batch_size": 18, "prior_steps": 0},
-            "distillation": {"steps": 2, "gate_threshold": 1.0},
+            "factors_at": 2,
         },
     )
     return tmp_path

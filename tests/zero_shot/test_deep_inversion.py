@@ -24,9 +24,8 @@ from toys import (
 
 from unlearnlib.data.requests import Classes, RequestError
 from unlearnlib.models import architectures, checkpoints, networks
-from unlearnlib.pipeline import clock, records, schema
+from unlearnlib.pipeline import clock, schema
 from unlearnlib.pipeline.parameters import ParameterError
-from unlearnlib.pipeline.records import Record
 from unlearnlib.zero_shot import deep_inversion, generators, method, methods
 from unlearnlib.zero_shot.batch_statistics import Observed
 
@@ -422,7 +421,7 @@ def test_a_model_without_batch_norm_is_inverted_without_statistics():
 
 
 def asked(original: Path, **changed) -> dict:
-    """Give the arguments that both runs take."""
+    """Give the arguments of a run, but for method and settings."""
     return {"original": original, "request": Classes([3, 1]), "seed": 0} | changed
 
 
@@ -435,82 +434,13 @@ def original(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return record(tmp_path / "original.pt", taught(monkeypatch))
 
 
-@pytest.fixture
-def parts(original: Path, tmp_path: Path) -> list[Path]:
-    """Draw the images of a student in two files, which took 10 and 11 seconds, 2 of them once."""
-    files = []
-    for number in range(2):
-        drawn = deep_inversion.run_synthesis(**asked(original), settings=settings(), part=number)
-        assert drawn["images"].shape == (6, *SHAPE)
-        assert drawn["labels"].tolist() == [0, 2] * 3
-        files.append(tmp_path / f"{number}.pt")
-        timings = {deep_inversion.PRIOR: 2.0}
-        records.write(files[-1], Record(f"{number}", drawn, 10.0 + number, timings), key="toy")
-    return files
-
-
-def test_a_student_is_distilled_on_the_first_images_of_each_class(
-    monkeypatch: pytest.MonkeyPatch, original: Path, parts: list[Path]
-):
-    given, plain = [], deep_inversion.distil
-    monkeypatch.setattr(
-        deep_inversion,
-        "distil",
-        lambda t, images, *a, **o: given.append(images) or plain(t, images, *a, **o),
-    )
-    options = asked(original, images=parts, per_class=4, settings=distillation())
-    with clock.collected() as timings:
-        result = deep_inversion.run_distillation(**options)
-    assert result["distilled_on"] == 8
-    # all six of the first file, two of the six of the second
-    assert timings[deep_inversion.EARLIER] == pytest.approx(2 + 8 + 2 + 9 * 2 / 6)
-    assert len(result["losses"]) == 6
-    assert architectures.num_classes(checkpoints.unpack(result["model"])) == CLASSES
-    stored = [records.result(path)["images"] for path in parts]
-    # by class: all three of the first part and one of the second
-    expected = torch.cat([stored[0][0::2], stored[1][:1], stored[0][1::2], stored[1][1:2]])
-    assert torch.equal(given[0], expected)
-    assert torch.equal(result["images"], expected)  # 4 of each class, fewer than are shown
-    says = taught(monkeypatch)(expected / 255).softmax(1).max(1)
-    assert torch.equal(result["image_labels"], says.indices)
-    torch.testing.assert_close(result["confidence"], says.values)
-
-
-def test_a_student_keeps_the_first_images_of_each_class(
-    monkeypatch: pytest.MonkeyPatch, original: Path, parts: list[Path]
-):
-    monkeypatch.setattr(deep_inversion, "SHOWN", 2)
-    options = asked(original, images=parts, per_class=3, settings=distillation())
-    result = deep_inversion.run_distillation(**options)
-    first = records.result(parts[0])["images"]
-    assert result["distilled_on"] == 6
-    assert torch.equal(result["images"], torch.cat([first[[0, 2]], first[[1, 3]]]))
-    assert len(result["image_labels"]) == len(result["confidence"]) == 4
-
-
-def test_a_file_that_is_not_read_costs_nothing(parts: list[Path]):
-    _, _, seconds = deep_inversion.first_of_each(parts, 2)
-    assert seconds == pytest.approx(2 + 8 * 4 / 6)
-    assert deep_inversion.first_of_each(parts, None)[2] == pytest.approx(21)
-
-
-def test_a_student_can_have_all_images(original: Path, parts: list[Path]):
-    labels = torch.tensor([0, 0, 0, 0, 2, 2])
-    drawn = records.result(parts[0]) | {"labels": labels}
-    records.write(parts[0], Record("0", drawn, 10.0), key="toy")
-    options = asked(original, images=parts[:1], per_class=None, settings=distillation())
-    result = deep_inversion.run_distillation(**options)
-    assert result["distilled_on"] == 6
-    assert torch.equal(result["images"], drawn["images"])  # in the order of their classes
-
-
 def test_the_prior_is_timed_apart(monkeypatch: pytest.MonkeyPatch):
     with clock.collected() as timings:
         synthesise(tiny(monkeypatch), prior_steps=2)
-    assert timings[deep_inversion.PRIOR] > 0
+    assert timings["prior"] > 0
     with clock.collected() as timings:
         synthesise(tiny(monkeypatch))
-    assert deep_inversion.PRIOR not in timings
+    assert "prior" not in timings
 
 
 def test_images_are_distorted_before_the_teacher_labels_them(monkeypatch: pytest.MonkeyPatch):
@@ -533,44 +463,30 @@ def test_images_are_distorted_before_the_teacher_labels_them(monkeypatch: pytest
     assert losses[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_the_seconds_of_the_images_are_not_in_the_result(original: Path, parts: list[Path]):
-    options = asked(original, images=parts, per_class=4, settings=distillation())
-    first = records.to_bytes(records.plain(deep_inversion.run_distillation(**options)))
-    for path in parts:
-        records.write(path, Record(path.stem, records.result(path), 99.0), key="toy")
-    again = records.to_bytes(records.plain(deep_inversion.run_distillation(**options)))
-    assert first == again
-
-
-@pytest.mark.parametrize("per_class", [0, 7])
-def test_images_that_were_not_drawn_cannot_be_used(
-    original: Path, parts: list[Path], per_class: int
-):
-    options = asked(original, images=parts, per_class=per_class, settings=distillation())
-    with pytest.raises(ValueError, match=f"per_class is {per_class}, but only 6 images"):
-        deep_inversion.run_distillation(**options)
-
-
-def test_parts_of_a_seed_differ(original: Path, parts: list[Path]):
-    one, other = (records.result(path)["images"] for path in parts)
-    assert not torch.equal(one, other)
-    options = asked(original, settings=settings())
-    assert torch.equal(deep_inversion.run_synthesis(**options)["images"], one)
-    moved = deep_inversion.run_synthesis(**(options | {"seed": 1}))["images"]
-    assert not torch.equal(moved, one)
-    assert not torch.equal(moved, other)
-
-
 @pytest.mark.parametrize(
     ("classes", "message"),
     [([12], "holds 12, not one of the classes"), ([0, 1, 2, 3], "every class")],
 )
 def test_runs_check_what_they_are_asked(original: Path, classes: list[int], message: str):
-    options = asked(original, request=Classes(classes))
+    chosen = deep_inversion.Settings(settings(), distillation())
+    options = asked(original, request=Classes(classes), settings=chosen)
     with pytest.raises(RequestError, match=message):
-        deep_inversion.run_synthesis(**options, settings=settings())
-    with pytest.raises(RequestError, match=message):
-        deep_inversion.run_distillation(**options, images=[], per_class=1, settings=distillation())
+        methods.run(**options, method=deep_inversion.METHOD)
+
+
+def test_each_number_of_images_and_each_factor_is_a_variant():
+    factors = {
+        "ungated": {"distillation": {"gate_threshold": 1.0}},
+        "more": {"synthesis": {"steps": 9}},
+    }
+    assert deep_inversion.variants([10, 100], factors, at=10) == {
+        "deep_inversion_10": {"synthesis": {"per_class": 10}},
+        "deep_inversion_100": {"synthesis": {"per_class": 100}},
+        "deep_inversion_10_ungated": {
+            "synthesis": {"per_class": 10}, "distillation": {"gate_threshold": 1.0}
+        },
+        "deep_inversion_10_more": {"synthesis": {"per_class": 10, "steps": 9}},
+    }  # fmt: skip
 
 
 def test_the_method_distils_what_it_draws(monkeypatch: pytest.MonkeyPatch, original: Path):

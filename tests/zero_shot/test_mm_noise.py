@@ -283,12 +283,17 @@ def test_without_anti_samples_stand_ins_alone_teach(monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(images, learnt[1][2][:16]) for images, *_ in tuned)
 
 
-def test_a_remedy_is_what_differs_from_the_plain_method():
-    plain = mm_noise.Settings(per_class=8)
-    assert not any(mm_noise.remedies(plain, mm_noise.Settings(per_class=8)).values())
-    changed = mm_noise.Settings(per_class=8, rate=0.001, jitter=1)
-    on = [name for name, is_on in mm_noise.remedies(plain, changed).items() if is_on]
-    assert on == ["gentle steps", "shifts"]
+def test_each_remedy_is_tried_alone_and_left_out_alone():
+    remedies = {"frozen": {"freeze_statistics": True}, "gentle": {"rate": 0.001, "steps": 9}}
+    gentle = {"rate": 0.001, "steps": 9}
+    assert mm_noise.variants(remedies) == {
+        "mm_noise": {},
+        "mm_noise_frozen": {"freeze_statistics": True},
+        "mm_noise_gentle": gentle,
+        "mm_noise_repaired": {"freeze_statistics": True, **gentle},
+        "mm_noise_repaired_without_frozen": gentle,
+        "mm_noise_repaired_without_gentle": {"freeze_statistics": True},
+    }
 
 
 def test_one_cycle_ends_at_a_rate_of_0(monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from unlearnlib.data.requests import Classes
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import Place, place
 from unlearnlib.pipeline.records import Record
-from unlearnlib.zero_shot import deep_inversion, mm_noise, sizing, variants
+from unlearnlib.zero_shot import mm_noise, sizing, stopping, variants
 
 SETTINGS = {"per_class": 4, "steps": 3}
 
@@ -88,6 +88,6 @@ def test_a_variant_is_called_after_its_row(name: str, expected: str):
     assert variants.title(name) == expected
 
 
-def test_the_cost_of_a_student_has_its_share_of_the_images():
+def test_the_cost_of_a_stop_has_its_share_of_the_transfer():
     assert variants.cost(Record("one", {}, 5.0, {"unlearning": 4.0})) == 5.0
-    assert variants.cost(Record("one", {}, 5.0, {deep_inversion.EARLIER: 2.5})) == 7.5
+    assert variants.cost(Record("one", {}, 5.0, {stopping.EARLIER: 2.5})) == 7.5

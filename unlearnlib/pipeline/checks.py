@@ -5,6 +5,7 @@ themselves, and yields what is wrong.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -24,6 +25,7 @@ from unlearnlib.pipeline.sections import (
     KINDS,
     Arena,
     Data,
+    DeepInversion,
     Empty,
     Ensembles,
     GKTPrior,
@@ -187,8 +189,19 @@ def _larger_models_are_trained(study: Study, group_models: GroupModels, selectio
     yield from _among((*keys, "seeds"), larger.seeds, study.seeds, "study.seeds")
 
 
-def _originals_are_trained(train: Any, gkt: GKT, gkt_prior: GKTPrior) -> Problems:
-    for name, one in {"gkt": gkt, "gkt_prior": gkt_prior}.items():
+def _originals_are_trained(
+    train: Any,
+    masking: Any,
+    mm_noise: MMNoise,
+    gkt: GKT,
+    gkt_prior: GKTPrior,
+    deep_inversion: DeepInversion,
+) -> Problems:
+    stages = {
+        "masking": masking, "mm_noise": mm_noise, "gkt": gkt, "gkt_prior": gkt_prior,
+        "deep_inversion": deep_inversion,
+    }  # fmt: skip
+    for name, one in stages.items():
         yield from _among((name, "seeds"), one.seeds, train.seeds, "train.seeds")
         for key in ("factor_seeds", "branch_seeds"):
             own = getattr(one, key, [])
@@ -279,13 +292,19 @@ def _league_shows_a_request(study: Study, league: League) -> Problems:
     yield from _named(("league", "first"), league.first, study.arena_plan.requests)
 
 
-def _variants_are_settings(mm_noise: MMNoise, gkt: GKT, gkt_prior: GKTPrior) -> Problems:
-    for name, one in {"mm_noise": mm_noise, "gkt": gkt, "gkt_prior": gkt_prior}.items():
-        kind, plain = type(one.settings), vars(one.settings)
-        changed = one.changed() if isinstance(one, GKTPrior) else {"variants": one.variants}
-        for key, variants in changed.items():
+def _variants_are_settings(
+    mm_noise: MMNoise, gkt: GKT, gkt_prior: GKTPrior, deep_inversion: DeepInversion
+) -> Problems:
+    changed = {
+        ("mm_noise", mm_noise.settings): {"remedies": mm_noise.remedies},
+        ("gkt", gkt.settings): gkt.changed(), ("gkt_prior", gkt_prior.settings): gkt_prior.changed(),
+        ("deep_inversion", deep_inversion.settings): {"factors": deep_inversion.factors},
+    }  # fmt: skip
+    for (name, plain), lists in changed.items():
+        for key, variants in lists.items():
             for variant, some in variants.items():
-                for problem in schema.check(kind, plain | some)[1]:
+                given = parameters.merged(asdict(plain), some)
+                for problem in schema.check(type(plain), given)[1]:
                     yield problem.within(name, key, *filter(None, [variant]))
 
 

@@ -176,14 +176,15 @@ class Masking(Strict):
     masked_distillation: masked_distillation.Settings
 
 
-class MMNoise(Strict):
-    """Settings, and what each variant changes in them."""
-
-    settings: mm_noise.Settings
-    variants: Annotated[dict[str, dict[str, Any]], MinLen(1)]
-
-
 Variants = Annotated[dict[str, dict[str, Any]], MinLen(1)]
+
+
+class MMNoise(Strict):
+    """Settings of the plain method, and what each remedy changes in them."""
+
+    seeds: Seeds
+    settings: mm_noise.Settings
+    remedies: Variants
 
 
 class OtherClasses(Strict):
@@ -223,19 +224,20 @@ class GKT(GKTPrior):
 
 
 class DeepInversion(Strict):
-    """Numbers of images, and how they are drawn and used."""
+    """Settings, numbers of images, and what each factor changes at one of them."""
 
+    seeds: Seeds
+    settings: deep_inversion.Settings
     per_class: Sizes
-    parts: Count
-    synthesis: deep_inversion.Synthesis
-    distillation: deep_inversion.Distillation
+    factors_at: Count
+    factors: Variants
 
     @model_validator(mode="after")
-    def _divides(self) -> "DeepInversion":
-        if max(self.per_class) % self.parts:
+    def _has_factors(self) -> "DeepInversion":
+        if self.factors_at not in self.per_class:
             raise ValueError(
-                f"per_class={self.per_class} with parts={self.parts}: each part draws an equal share "
-                "of the largest number, so give one that the parts divide"
+                f"factors_at={self.factors_at} with per_class={self.per_class}: a factor is compared "
+                "with the whole method at as many images, so give one of these numbers"
             )
         return self
 

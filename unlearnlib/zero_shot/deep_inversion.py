@@ -6,9 +6,8 @@ are asked for, so the student never sees the forget classes. A run reads the tea
 else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnlib.data.requests import Classes
-from unlearnlib.models import architectures, checkpoints, networks
+from unlearnlib.models import architectures, networks
 from unlearnlib.models.loops import batches, descend, finite, one_cycle, shift
-from unlearnlib.pipeline import clock, records, seeds
+from unlearnlib.pipeline import clock, seeds
+from unlearnlib.pipeline.parameters import merged
 from unlearnlib.pipeline.progress import track
 from unlearnlib.zero_shot import losses, method
 from unlearnlib.zero_shot.augmentation import distort
@@ -28,8 +28,6 @@ from unlearnlib.zero_shot.generators import Generator, latents, train_prior
 from unlearnlib.zero_shot.method import Need, Outcome, Shape, ZeroShot
 
 SHOWN = 5  # images of each class that an outcome keeps
-EARLIER = "synthesis in earlier runs"  # timing of what a student's images took, in other records
-PRIOR = "generator prior"  # timing of what is due once, however many images are drawn
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ def starts(
         if not settings.balanced:
             labels = labels[torch.randint(len(labels), labels.shape, generator=generator)]
         return 0.3 * torch.rand((count, *shape), generator=generator), labels
-    with clock.timed(PRIOR):
+    with clock.timed("prior"):
         network = prior_of(teacher, shape=shape, settings=settings, seed=seed)
     if settings.balanced:
         return pick(teacher, network, labels, generator=generator), labels
@@ -419,101 +417,26 @@ def seen(teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {"image_labels": labels, "confidence": confidence}
 
 
+def variants(
+    per_class: Iterable[int], factors: Mapping[str, Mapping[str, Any]], *, at: int
+) -> dict[str, dict[str, Any]]:
+    """List what is compared: numbers of images, and at one of them each factor changed alone.
+
+    Args:
+        per_class: images of each class that stays.
+        factors: what each changes in the settings, by name.
+        at: images of each class where the factors are changed.
+
+    Returns:
+        changes in the settings of the method, by name of the variant: ``deep_inversion_<images>`` and
+        ``deep_inversion_<at>_<factor>``.
+    """
+    sizes = {count: {"synthesis": {"per_class": count}} for count in per_class}
+    changed = {name: merged(sizes[at], changes) for name, changes in factors.items()}
+    return {
+        **{f"deep_inversion_{count}": changes for count, changes in sizes.items()},
+        **{f"deep_inversion_{at}_{name}": changes for name, changes in changed.items()},
+    }
+
+
 METHOD = ZeroShot("deep_inversion", "DeepInversion", settings=Settings, unlearn=unlearn)
-
-# --------------------------------------------- runs of a study of how many images a student needs
-
-
-def run_synthesis(
-    *, original: Path, request: Classes, settings: Synthesis, seed: int, part: int = 0
-) -> dict[str, Any]:
-    """Draw images of the classes that stay, once for several students.
-
-    Args:
-        original: file of the teacher.
-        request: the forget classes.
-        settings: hyper-parameters.
-        seed: of the original model.
-        part: of the images of that seed, each with its own generator.
-
-    Returns:
-        ``images`` ``[N, C, H, W]`` bytes and ``labels`` ``[N]``.
-    """
-    teacher, shape = checkpoints.load_teacher(original, request)
-    stays = request.retained(architectures.num_classes(teacher))
-    own = seeds.derive(seed, "part", part)
-    images, labels = synthesise(teacher, stays, shape=shape, settings=settings, seed=own)
-    return {"images": images, "labels": labels}
-
-
-def run_distillation(
-    *,
-    original: Path,
-    images: list[Path],
-    request: Classes,
-    per_class: int | None,
-    settings: Distillation,
-    seed: int,
-) -> dict[str, Any]:
-    """Distil a student on the first images of each class, or on all.
-
-    The student's share of what `run_synthesis` took lands in the timing `EARLIER`, beside the
-    seconds of the run itself: the prior of each file that it reads from, and of the rest the part
-    that its images are.
-
-    Args:
-        original: file of the teacher.
-        images: files of `run_synthesis`.
-        request: the forget classes.
-        per_class: images of each class to distil on; None for all that there are.
-        settings: hyper-parameters.
-        seed: of the student.
-
-    Returns:
-        ``model``, the packed student; ``losses`` by step; how many images it was ``distilled_on``,
-        the first ``images`` of each class, and what `seen` says of these.
-
-    Raises:
-        ValueError: the files hold fewer images of a class.
-    """
-    teacher, _ = checkpoints.load_teacher(original, request)
-    chosen, labels, seconds = first_of_each(images, per_class)
-    clock.add(EARLIER, seconds)
-    student, taken = distil(teacher, chosen, request, settings=settings, seed=seed)
-    shown = chosen[torch.cat([found[:SHOWN] for found in places(labels)])]
-    facts = {"losses": taken, "distilled_on": len(chosen), "images": shown}
-    return {"model": checkpoints.pack(student)} | facts | seen(teacher, shown / 255)
-
-
-def first_of_each(files: list[Path], per_class: int | None) -> tuple[Tensor, Tensor, float]:
-    """Read the first images of each class, or all.
-
-    Returns:
-        images ``[N, C, H, W]`` and labels ``[N]``, by class, and the seconds that they took.
-
-    Raises:
-        ValueError: the files hold fewer images of a class.
-    """
-    parts = [records.read(path) for path in files]
-    images, labels = (
-        torch.cat([part.result[name] for part in parts]) for name in ("images", "labels")
-    )
-    by_class = places(labels)
-    fewest = min(len(found) for found in by_class)
-    if per_class is not None and not 1 <= per_class <= fewest:
-        raise ValueError(
-            f"per_class is {per_class}, but only {fewest} images of a class were drawn"
-        )
-    chosen = torch.cat([found[:per_class] for found in by_class])
-    file = torch.arange(len(parts)).repeat_interleave(
-        torch.tensor([len(part.result["labels"]) for part in parts])
-    )
-    used = file[chosen].bincount(minlength=len(parts)).tolist()
-    seconds = sum(_share(part, count) for part, count in zip(parts, used, strict=True))
-    return images[chosen], labels[chosen], seconds
-
-
-def _share(part: records.Record, used: int) -> float:
-    """Compute the seconds that so many images of a file took."""
-    once = part.timings.get(PRIOR, 0.0) if used else 0.0
-    return once + (part.seconds - part.timings.get(PRIOR, 0.0)) * used / len(part.result["labels"])

@@ -11,9 +11,9 @@ these classes, as masked distillation does (`masked_distillation`), and a check 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -98,21 +98,27 @@ class Settings(method.Settings):
         return max(1, self.per_class // 4) if self.masked_answers else 0
 
 
-REMEDIES: dict[str, tuple[str, ...]] = {  # what mends the plain method, and the settings of each
-    "frozen statistics": ("freeze_statistics",),
-    "gentle steps": ("steps", "rate", "repair_steps", "repair_rate", "one_cycle"),
-    "small penalty": ("penalty",),
-    "followed statistics": ("statistics_weight",),
-    "shifts": ("jitter",),
-    "masked answers": ("masked_answers",),
-}
+def variants(remedies: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """List what is compared to tell the share of each remedy: alone, and what is left without it.
 
+    Args:
+        remedies: settings that each changes in the plain method, by name.
 
-def remedies(plain: Settings, changed: Settings) -> dict[str, bool]:
-    """Tell which of `REMEDIES` settings have: those in which they differ from the plain ones."""
+    Returns:
+        changes in the plain settings, by name of the variant: ``mm_noise``, none;
+        ``mm_noise_<remedy>``, that alone; ``mm_noise_repaired``, every remedy; and
+        ``mm_noise_repaired_without_<remedy>``, every one but that.
+    """
+    every = {key: value for changes in remedies.values() for key, value in changes.items()}
+    without = {
+        name: {key: value for key, value in every.items() if key not in changes}
+        for name, changes in remedies.items()
+    }
     return {
-        name: any(getattr(plain, field) != getattr(changed, field) for field in fields)
-        for name, fields in REMEDIES.items()
+        "mm_noise": {},
+        **{f"mm_noise_{name}": dict(changes) for name, changes in remedies.items()},
+        "mm_noise_repaired": every,
+        **{f"mm_noise_repaired_without_{name}": changes for name, changes in without.items()},
     }
 
 

@@ -1,0 +1,100 @@
+"""How settings were chosen: on validation images, of models no page reports; the table says it all."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from toys import lines
+
+from unlearnlib.data import datasets
+from unlearnlib.data.requests import Classes
+from unlearnlib.measures import accuracy
+from unlearnlib.models import architectures, networks
+from unlearnlib.pipeline import parameters, schema
+from unlearnlib.pipeline.paths import root
+from unlearnlib.zero_shot import deep_inversion, gkt, masked_distillation, mm_noise, trials
+from unlearnlib.zero_shot.trials import TRIALS, Trial
+from unlearnlib.zero_shot.variants import ROWS
+
+MEASURED = ["retain_accuracy", "forget_accuracy", "forget_probability", "original_accuracy"]
+
+
+def test_every_trial_is_measured_on_every_seed_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    sections = {
+        "study": {"model": "allcnn", "width": 0.03, "forget_classes": [0]},
+        "train": {"seeds": [0], "epochs": 1, "batch_size": 50, "learning_rate": 0.01},
+    }
+    small = {"synthesis": {"per_class": 2, "steps": 1, "prior_steps": 1}, "tuning": {"steps": 2}}
+    noise = {"per_class": 1, "noise_steps": 1, "steps": 1, "repair_steps": 1}
+    asked = [
+        Trial("masked_distillation", small, (100, 101)),
+        Trial("mm_noise_repaired", noise, (100,)),
+    ]
+    found = trials.table(asked, data=lines(tmp_path / "toy.npz"), sections=sections)
+    assert list(found) == ["row", "changes", "seed", *MEASURED, "seconds"]
+    assert found["seed"].tolist() == [100, 101, 100]
+    assert found["row"].tolist() == ["masked_distillation"] * 2 + ["mm_noise_repaired"]
+    assert json.loads(found["changes"][2]) == noise
+    assert found[MEASURED].notna().all(axis=None)
+
+
+def test_validation_images_are_what_measures(tmp_path: Path):
+    data, request = lines(tmp_path / "toy.npz"), Classes([0])
+    network = architectures.build("allcnn", width=0.03).eval()
+    images, labels = datasets.split(datasets.load(data), "validation")
+    found = trials.measured(network, data, request)
+    counts = accuracy.confusion(network, images, labels)
+    assert found["retain_accuracy"] == accuracy.retain_accuracy(counts, [0])
+    probability = networks.predict(network, images[labels == 0]).softmax(1)[:, 0].mean().item()
+    assert found["forget_probability"] == pytest.approx(100 * probability, rel=1e-5)
+
+
+def test_no_seed_of_a_trial_is_reported():
+    tried = {seed for trial in TRIALS for seed in trial.seeds}
+    for profile in parameters.profiles():
+        sections = parameters.load(profile)
+        reported = {*sections["study"]["seeds"], *sections["train"]["seeds"]}
+        assert not tried & reported, profile
+
+
+def tried(row: str) -> list:
+    """List the settings that were tried on several seeds."""
+    return [trials.settings_of(t) for t in TRIALS if t.row == row and len(t.seeds) > 1]
+
+
+def test_the_study_takes_settings_that_were_tried_on_several_seeds():
+    sections = parameters.load("standard")
+    masked = schema.build(masked_distillation.Settings, sections["masking"]["masked_distillation"])
+    assert masked in tried("masked_distillation")
+    noise = sections["mm_noise"]
+    changes = mm_noise.variants(noise["remedies"])["mm_noise_repaired"]
+    repaired = schema.build(mm_noise.Settings, noise["settings"] | changes)
+    assert repaired in tried("mm_noise_repaired")
+    prior = sections["gkt_prior"]
+    built = schema.build(gkt.Settings, {"transfer": prior["settings"], "stop": prior["stop"]})
+    assert built in tried("gkt_prior")
+    inverted = sections["deep_inversion"]
+    for count in (100, 6000):
+        more = {"synthesis": {"per_class": count}}
+        chosen = schema.build(
+            deep_inversion.Settings, parameters.merged(inverted["settings"], more)
+        )
+        assert chosen in tried(f"deep_inversion_{count}"), count
+
+
+def test_rows_count_their_trials():
+    assert {t.row for t in TRIALS} == set(trials.FIRST) <= set(ROWS)
+    for row in trials.FIRST:
+        assert ROWS[row].tuned == trials.count(row), row
+
+
+def test_the_committed_table_has_every_trial():
+    table = pd.read_csv(root() / "params" / "trials.csv", comment="#")
+    listed = [(t.row, json.dumps(t.changes), seed) for t in TRIALS for seed in t.seeds]
+    assert [*zip(table["row"], table["changes"], table["seed"], strict=True)] == listed
+    assert table[MEASURED].min(axis=None) >= 0
+    assert table[MEASURED].max(axis=None) <= 100
