@@ -97,3 +97,14 @@ def test_runs_without_pictures_are_not_judged(dataset: Path, tmp_path: Path):
     assert not evaluation.keeps_pictures(record(tmp_path / "run.pt", model))
     empty = {"images": torch.zeros(0, 1, 4, 4), "image_labels": torch.zeros(0, dtype=torch.long)}
     assert not evaluation.keeps_pictures(record(tmp_path / "empty.pt", model, **empty))
+
+
+def test_a_run_that_something_is_developed_on_meets_validation_images(
+    dataset: Path, tmp_path: Path
+):
+    found = network(dataset, epochs=1)
+    path = record(tmp_path / "run.pt", found)
+    images, labels = datasets.split(datasets.load(dataset), "validation")
+    counts = confusion_matrix(labels, found(images).argmax(1), labels=range(10))
+    result = evaluation.run(model=path, data=dataset, split="validation")
+    np.testing.assert_array_equal(result["final"], counts)

@@ -129,3 +129,21 @@ def test_no_rule_can_be_given_an_image_of_the_data():
     for function in (stopping.run, stopping.run_probe, gkt.run_transfer):
         names = set(inspect.signature(function).parameters)
         assert not names & {"data", "dataset", "images", "labels", "test"}
+
+
+def test_limits_are_compared_by_what_they_cost():
+    # forget accuracy rises above 1 % at the last of four snapshots
+    curve = pd.DataFrame(
+        {
+            "pseudo_batch": [10, 20, 30, 40],
+            "retain_accuracy": [20.0, 60.0, 90.0, 95.0],
+            "forget_accuracy": [0.0, 0.0, 0.5, 40.0],
+        }
+    )
+    found = stopping.compared([curve, curve], [[0, 1, 2, 3], [0, 0, 1, 2]], [0.5, 1.5, 2.5])
+    assert found.index.tolist() == [0.5, 1.5, 2.5]
+    assert found["too_late"].tolist() == [0, 0, 1]
+    assert found["regret"].tolist() == [(70 + 30) / 2, (30 + 0) / 2, 0.0]
+    late = stopping.compared([curve], [[0, 0, 0, 0]], [1.0])
+    assert late["too_late"].tolist() == [1]
+    assert late["regret"].isna().all()

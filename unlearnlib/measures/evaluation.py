@@ -1,4 +1,4 @@
-"""Evaluate what runs left, on test data: the only place where unlearned models meet data."""
+"""Evaluate what runs left, on data that no run has seen: there alone unlearned models meet data."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from unlearnlib.models import checkpoints, networks
 from unlearnlib.pipeline import records
 
 
-def run(*, model: Path, data: Path) -> dict[str, Any]:
-    """Evaluate one run of any stage on the test split.
+def run(*, model: Path, data: Path, split: str = "test") -> dict[str, Any]:
+    """Evaluate one run of any stage.
 
     Args:
         model: file of the run.
         data: file of the data set.
+        split: ``test``, or ``validation`` for runs that something is developed on.
 
     Returns:
         ``final``, the confusion matrix ``[K, K]`` of the delivered model; ``models``, those of
@@ -27,7 +28,7 @@ def run(*, model: Path, data: Path) -> dict[str, Any]:
         CheckpointError: a file that is not what a run left, or that holds no model.
         DataError: a data set that is absent or damaged.
     """
-    images, labels = datasets.split(datasets.load(data), "test")
+    images, labels = datasets.split(datasets.load(data), split)
     delivered, result = checkpoints.load(model), records.result(model)
 
     def count(packed: dict[str, Any]) -> torch.Tensor:

@@ -208,19 +208,16 @@ def _originals_are_trained(
             yield from _among((name, key), own, one.seeds, f"{name}.seeds")
 
 
-def _other_classes_are_there(data: Data, gkt: GKT) -> Problems:
+def _other_classes_are_there(data: Data, study: Study) -> Problems:
     known = range(len(SOURCES[data.source].classes))
     for key in ("development", "reported"):
-        keys = ("gkt", "other_classes", key)
-        yield from _among(keys, getattr(gkt.other_classes, key), known, "the classes")
+        keys = ("study", "other_classes", key)
+        yield from _among(keys, getattr(study.other_classes, key), known, "the classes")
 
 
 def _transfers_that_are_judged_are_run(gkt: GKT, stopping: Any, leak: Any) -> Problems:
     for name, one in {"stopping": stopping, "leak": leak}.items():
         yield from _among((name, "seeds"), one.seeds, gkt.seeds, "gkt.seeds")
-    for key in ("development", "reported"):
-        asked, known = (getattr(one.other_classes, key) for one in (stopping, gkt))
-        yield from _among(("stopping", "other_classes", key), asked, known, f"gkt's {key}")
     keys = ("leak", "looked_at")
     yield from _among(keys, leak.looked_at, list(gkt.variants), "gkt.variants")
 

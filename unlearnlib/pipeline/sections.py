@@ -139,6 +139,13 @@ class ArenaPlan(Strict):
         )
 
 
+class OtherClasses(Strict):
+    """Classes that are forgotten instead, for the rules that stop a transfer."""
+
+    development: Labels
+    reported: Labels
+
+
 class Study(Strict):
     """What the notebooks share."""
 
@@ -146,6 +153,7 @@ class Study(Strict):
     width: Positive
     seeds: Seeds
     forget_classes: ClassList
+    other_classes: OtherClasses
     workers: Count
     engine: Literal["loky", "dask"]
     labels: Labels
@@ -187,13 +195,6 @@ class MMNoise(Strict):
     remedies: Variants
 
 
-class OtherClasses(Strict):
-    """Classes that are forgotten instead, for the rules that stop a transfer."""
-
-    development: Labels
-    reported: Labels
-
-
 class GKTPrior(Strict):
     """Settings of transfers, what variants and factors change in them, and how they are stopped."""
 
@@ -212,7 +213,6 @@ class GKTPrior(Strict):
 class GKT(GKTPrior):
     """The same, with other classes, and branches that go on from a state that was kept."""
 
-    other_classes: OtherClasses
     other_settings: dict[str, Any]
     branches: Variants
     branch_seeds: Seeds
@@ -262,7 +262,6 @@ class Stopping(Strict):
     """The runs on which stopping rules are judged."""
 
     seeds: Seeds
-    other_classes: OtherClasses
 
 
 class Leak(Strict):

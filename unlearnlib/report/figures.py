@@ -79,7 +79,7 @@ def class_gallery(rows: Mapping[str, Pictures], *, classes: Sequence[str]) -> Fi
     for line, (title, (images, predicted, confidence)) in zip(axes, rows.items(), strict=True):
         for k, axis in enumerate(line):
             of_class = np.flatnonzero(np.asarray(predicted) == k)
-            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.set(xticks=[], yticks=[], frame_on=False, box_aspect=1)
             if len(of_class):
                 best = of_class[np.argmax(np.asarray(confidence)[of_class])]
                 axis.imshow(images[best], cmap="gray")

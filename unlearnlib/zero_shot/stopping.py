@@ -179,6 +179,29 @@ def judged(curve: pd.DataFrame, sign: Sequence[float], limit: float) -> dict[str
     }
 
 
+def compared(
+    curves: Sequence[pd.DataFrame], signs: Sequence[Sequence[float]], limits: Sequence[float]
+) -> pd.DataFrame:
+    """Compare limits of a rule on runs that it is developed on.
+
+    Args:
+        curves: see `judged`, a run each.
+        signs: of the rule, a run each.
+        limits: to compare.
+
+    Returns:
+        by limit: ``too_late``, runs that were stopped too late, and ``regret``, the mean over the
+        others, in points; NaN where there are none.
+    """
+    rows = {}
+    for limit in limits:
+        found = [judged(*run, limit) for run in zip(curves, signs, strict=True)]
+        regrets = [one["regret"] for one in found if not one["too late"]]
+        mean = sum(regrets) / len(regrets) if regrets else math.nan
+        rows[limit] = {"too_late": len(found) - len(regrets), "regret": mean}
+    return pd.DataFrame(rows).T.rename_axis("limit")
+
+
 # ------------------------------------------------------------------------------ runs of a sweep
 
 
