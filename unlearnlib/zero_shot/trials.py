@@ -22,6 +22,7 @@ from unlearnlib.data.requests import Classes
 from unlearnlib.measures import accuracy
 from unlearnlib.models import checkpoints, networks, training
 from unlearnlib.pipeline import parameters, schema
+from unlearnlib.pipeline.parameters import merged
 from unlearnlib.pipeline.paths import place, root, write_atomic
 from unlearnlib.pipeline.sweep import sweep
 from unlearnlib.zero_shot import losses
@@ -48,6 +49,10 @@ class Trial(NamedTuple):
     seeds: tuple[int, ...] = SEEDS
 
 
+INVERSION = {
+    "synthesis": {"steps": 8, "batch_size": 250, "prior_steps": 200, "generator_channels": 64},
+    "distillation": {"steps": 2500, "batch_size": 128},
+}
 FIRST: dict[str, tuple[str, Changes]] = {  # the method of each row, and what it began with
     "masked_distillation": (
         "masked_distillation",
@@ -68,16 +73,8 @@ FIRST: dict[str, tuple[str, Changes]] = {  # the method of each row, and what it
             "masked_answers": True,
         },
     ),
-    "deep_inversion_100": (
-        "deep_inversion",
-        {
-            "synthesis": {
-                "per_class": 100, "steps": 8, "batch_size": 250, "prior_steps": 200,
-                "generator_channels": 64,
-            },
-            "distillation": {"steps": 2500, "batch_size": 128},
-        },
-    ),
+    "deep_inversion_100": ("deep_inversion", merged(INVERSION, {"synthesis": {"per_class": 100}})),
+    "deep_inversion_6000": ("deep_inversion", merged(INVERSION, {"synthesis": {"per_class": 6000}})),
     "gkt_prior": (
         "gkt",
         {
@@ -114,11 +111,12 @@ TRIALS = [
     Trial("mm_noise_repaired", {"rounds": 3}, (100,)),
     Trial("mm_noise_repaired", {"steps": 200, "rate": 0.005}, (100,)),
     Trial("mm_noise_repaired", {"per_class": 100, "steps": 200, "rate": 0.005}, (100,)),
-    Trial("mm_noise_repaired", {"rounds": 5, "forget_limit": 0.002}),
+    Trial("mm_noise_repaired", {"rounds": 5, "forget_limit": 0.002}, (100,)),
     Trial("mm_noise_repaired", {"per_class": 64, "rounds": 5, "forget_limit": 0.002}),
     Trial("gkt_prior", {}, (100,)),
     Trial("gkt_prior", {"transfer": {"pseudo_batches": 400, "student_steps": 4}}, (100,)),
-    Trial("deep_inversion_100", {"distillation": DISTORTED}, (100,)),
+    Trial("deep_inversion_100", {"distillation": DISTORTED}, THREE),
+    Trial("deep_inversion_6000", {"distillation": DISTORTED}, (100, 101)),
 ]
 HEADER = (
     "# Every setting that was tried, on validation images (percent) of MNIST, class 0 forgotten; of "
@@ -179,7 +177,7 @@ def settings_of(trial: Trial) -> Settings:
         ValueError: settings that the method does not take.
     """
     name, first = FIRST[trial.row]
-    return schema.build(METHODS[name].settings, parameters.merged(first, trial.changes))
+    return schema.build(METHODS[name].settings, merged(first, trial.changes))
 
 
 def trainings(
