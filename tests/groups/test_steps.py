@@ -1,5 +1,6 @@
 """Steps: they start where the last one ended, and orders share what they have in common."""
 
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -26,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 def walk(model: Fitted, *, items: int = 150, seed: int = 0) -> Walk:
     _, objective = estimators.objective_of(model)
     system = estimators.system_of(model)
-    settings = Settings(step_items=items, step_tolerance=1e-6)
+    settings = Settings(step_items=items, step_tolerance=1e-6, draws=2, ordered_sizes=())
     return Walk(objective, system, steps.explicit_inverse(system), settings, seed)
 
 
@@ -41,7 +42,7 @@ def test_steps_recompute_gradient_and_curvature_where_they_are(model: Fitted):
     objective, system = there.objective, there.system
     first, second = torch.arange(0, 10), torch.arange(10, 25)
     found = there.follow([("a", first), ("b", second)])
-    moved = one_step(objective, first, system)
+    moved = one_step(objective, first, Dense(curvature.gauss_newton(objective), system.damping))
     rest = without(Objective(moved, objective.inputs, objective.targets, l2=objective.l2), first)
     local = Dense(curvature.gauss_newton(rest), system.damping)
     expected = curvature.flatten(one_step(rest, torch.arange(15), local))
@@ -70,29 +71,54 @@ def test_orders_share_what_they_have_in_common(model: Fitted):
     assert there.follow([a, b, c]) is one
 
 
-def test_every_scheme_removes_the_whole_group_or_its_moderate_part():
+def listed(*, every_order: bool) -> tuple[dict[str, torch.Tensor], list[steps.Scheme]]:
     parts = partitions.partition(torch.randn(60, generator=torch.Generator().manual_seed(0)))
-    found = list(steps.schemes(parts, 60, seed=0))
-    assert [name for name, *_ in found] == [
-        *["three_step"] * 6, "moderate_only", "random_split",
-    ]  # fmt: skip
-    for scheme, order, sequence in found:
-        positions = torch.cat([part for _, part in sequence]).sort().values
-        expected = parts["moderate"] if scheme == "moderate_only" else torch.arange(60)
+    return parts, list(steps.schemes(parts, draws=2, every_order=every_order, seed=0))
+
+
+def test_every_scheme_removes_the_whole_group_or_its_moderate_part():
+    parts, found = listed(every_order=True)
+    counts = Counter(scheme.name for scheme in found)
+    assert counts == {
+        "all_at_once": 1, "moderate_only": 1, "three_step": 6, "size_matched": 12, "equal_thirds": 2
+    }  # fmt: skip
+    assert len({scheme.key for scheme in found}) == len(found)
+    for scheme in found:
+        positions = torch.cat([part for _, part in scheme.steps]).sort().values
+        expected = parts["moderate"] if scheme.name == "moderate_only" else torch.arange(60)
         assert torch.equal(positions, expected)
-        if scheme == "three_step":
-            assert [name for name, _ in sequence] == order.split("-")
+        if scheme.name == "three_step":
+            assert [name for name, _ in scheme.steps] == scheme.order.split("-")
+
+
+def test_the_control_has_the_sizes_of_the_split_in_the_same_order():
+    parts, found = listed(every_order=True)
+    controls = [scheme for scheme in found if scheme.name == "size_matched"]
+    for control in controls:
+        wanted = [len(parts[name]) for name in control.order.split("-")]
+        assert [len(part) for _, part in control.steps] == wanted
+    draws = [next(s for s in controls if s.draw == draw).steps[0][1].tolist() for draw in (0, 1)]
+    assert draws[0] != draws[1]
+    assert draws[0] != parts["near"].tolist()
+    thirds = [scheme for scheme in found if scheme.name == "equal_thirds"]
+    assert [[len(part) for _, part in scheme.steps] for scheme in thirds] == [[20, 20, 20]] * 2
+
+
+def test_groups_of_other_sizes_go_from_near_to_far_alone():
+    _, found = listed(every_order=False)
+    ordered = [scheme for scheme in found if scheme.name in ("three_step", "size_matched")]
+    assert {scheme.order for scheme in ordered} == {"near-moderate-far"}
+    assert len(ordered) == 3
 
 
 def test_a_run_of_steps_has_a_row_for_each_scheme(model: Fitted):
-    settings = Settings(step_items=150, step_tolerance=1e-6)
+    settings = Settings(step_items=150, step_tolerance=1e-6, draws=1, ordered_sizes=(12,))
     options = {"features": model.original, "settings": settings, "seed": 0}
     with clock.collected() as timings:
         rows = steps.run(fitted=model, requests=[COHERENT], **options)["rows"]
-    assert len(rows) == 8
-    assert len({row["order"] for row in rows}) == 8
-    assert {row["scheme"] for row in rows} == {"three_step", "moderate_only", "random_split"}
-    assert set(timings) == {f"{COHERENT.name}/{row['order']}" for row in rows}
+    assert len(rows) == 2 + 6 + 6 + 1
+    keys = {"/".join([COHERENT.name, r["scheme"], r["order"], str(r["draw"])]) for r in rows}
+    assert set(timings) == keys
     for row in rows:
         assert row["near"] + row["moderate"] + row["far"] == 12
         assert row["residual"] <= 1e-5
@@ -101,7 +127,7 @@ def test_a_run_of_steps_has_a_row_for_each_scheme(model: Fitted):
 
 
 def test_a_run_follows_the_parts_by_distance_in_the_features_it_is_given(model: Fitted):
-    settings = Settings(step_items=150, step_tolerance=1e-6)
+    settings = Settings(step_items=150, step_tolerance=1e-6, draws=1, ordered_sizes=())
     rows = steps.run(
         fitted=model, features=model.original, requests=[RANDOM], settings=settings, seed=0
     )["rows"]
@@ -114,5 +140,5 @@ def test_a_run_follows_the_parts_by_distance_in_the_features_it_is_given(model: 
     end = there.follow([(name, group[parts[name]]) for name in ("near", "moderate", "far")])
     logits = end.network(there.objective.inputs[group])
     expected = torch.nn.functional.cross_entropy(logits, labels[group]).item()
-    (row,) = (row for row in rows if row["order"] == "near-moderate-far")
+    (row,) = (row for row in rows if row["scheme"] == "three_step")
     assert row["self_loss"] == pytest.approx(expected, rel=1e-3)

@@ -140,23 +140,43 @@ def test_scores_without_any_spread_between_groups_are_fitted_all_the_same():
     assert np.isfinite(statistics.size_effects(table, values=["score"])["effect"]).all()
 
 
-def test_levels_are_compared_with_the_reference_and_corrected_by_holm():
-    base = repeats(0.0)
-    shifts = {"random": 0.0, "near": 0.5, "far": 0.0}
-    table = pd.concat([base.assign(order=k, score=base["score"] + v) for k, v in shifts.items()])
-    table["score"] += 0.05 * np.random.default_rng(1).normal(size=len(table))
-    found = statistics.against_reference(
-        table, value="score", by="order", reference="random", within=["mode"],
-        groups=["label", "seed", "percent"],
-    ).set_index("order")  # fmt: skip
-    assert found.loc["near", "effect"] == pytest.approx(0.5, abs=0.05)
-    assert found.loc["near", "p_holm"] < 1e-6
-    assert found.loc["far", "p_holm"] > 0.05
-    assert (found["p_holm"] >= found["p"]).all()
+def test_levels_are_compared_with_the_reference_by_repeat():
+    randomness = np.random.default_rng(1)
+    levels = {"random": 0.0, "near": 0.5, "far": 0.0}
+    rows = [
+        {"mode": "coherent", "label": label, "seed": seed, "order": order, "score": seed + shift}
+        for label in ("0", "8")
+        for seed in range(8)
+        for order, shift in levels.items()
+    ]
+    table = pd.DataFrame(rows)
+    table["score"] += 0.05 * randomness.normal(size=len(table))
+    options = {"value": "score", "by": "order", "within": ["mode"]}
+    found = statistics.paired(table, reference="random", margin=0.2, **options).set_index("order")
+    wide = table.groupby(["seed", "order"])["score"].mean().unstack()
+    gaps = wide["near"] - wide["random"]  # labels of a seed are one repeat
+    test = scipy.stats.ttest_1samp(gaps, 0)
+    assert found.loc["near", "n"] == 8
+    assert found.loc["near", "effect"] == pytest.approx(gaps.mean())
+    assert found.loc["near", "p"] == pytest.approx(test.pvalue)
+    assert found.loc["near", ["low", "high"]].tolist() == pytest.approx(
+        list(test.confidence_interval())
+    )
+    assert found.loc["near", "p_holm"] < 1e-4 < 0.05 < found.loc["far", "p_holm"]
+    assert found.loc["far", "p_equivalent"] < 1e-4 < 0.5 < found.loc["near", "p_equivalent"]
+    assert "p_equivalent" not in statistics.paired(table, reference="far", **options)
     with pytest.raises(ValueError, match="no order 'absent'"):
-        statistics.against_reference(
-            table, value="score", by="order", reference="absent", within=["mode"], groups=["label"]
-        )
+        statistics.paired(table, reference="absent", **options)
+
+
+def test_a_single_repeat_has_no_test_and_gaps_that_do_not_vary_are_sure():
+    rows = {"mode": ["a"] * 4, "seed": [0, 0, 1, 1], "x": ["r", "s"] * 2, "score": [1.0, 2.0] * 2}
+    options = {"value": "score", "by": "x", "reference": "r", "within": ["mode"]}
+    assert statistics.paired(pd.DataFrame(rows), **options)["p"].tolist() == [0.0]
+    alone = statistics.paired(pd.DataFrame(rows)[:2], margin=1.0, **options).iloc[0]
+    assert (alone["n"], alone["effect"]) == (1, 1.0)
+    assert np.isnan([alone["low"], alone["p"]]).all()
+    assert alone["p_holm"] == 1.0
 
 
 def test_one_group_alone_has_no_varying_intercept():

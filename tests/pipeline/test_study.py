@@ -68,7 +68,10 @@ GROUP_COLUMNS = [
     *["mode", "label", "size", "percent", "scheme", "estimator", "order", "scale", "seed"],
     *["self_accuracy", "test_accuracy", "self_loss", "test_loss", "residual", "seconds"],
 ]
-SCHEMES = ["original", "retrain", "one_step", "three_step", "moderate_only", "random_split"]
+SCHEMES = [
+    *("original", "retrain", "one_step", "all_at_once", "three_step", "size_matched"),
+    *("equal_thirds", "moderate_only"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Forget groups by influence in several steps, the parts by distance and at random.
 
 The distances of a group's items to the centroid of their class split it at one standard deviation
-into near, moderate and far (`partitions.partition`). After each step gradient and curvature are
-computed anew at the moved parameters.
+into near, moderate and far (`partitions.partition`). At each step, the first too, gradient and
+curvature are computed anew at the parameters reached, the curvature from the same number of items, so
+that schemes differ in what a step removes and in nothing else.
 """
 
 import time
@@ -32,15 +33,21 @@ Part = tuple[str, Tensor]  # its name, and its positions
 
 @dataclass(frozen=True)
 class Settings:
-    """How the curvature at moved parameters is estimated.
+    """How steps are taken, and what they are compared with.
 
     Attributes:
-        step_items: items that form it, drawn at random from those that stay; at most all.
+        step_items: items that form the curvature of a step, drawn at random from those that stay; at
+            most all.
         step_tolerance: relative residual of the solves with it.
+        draws: random splits of a group, of each kind.
+        ordered_sizes: sizes of the groups that are removed in all six orders; the others go from near
+            to far.
     """
 
     step_items: Annotated[int, Ge(1)]
     step_tolerance: Annotated[float, Gt(0), Lt(1)]
+    draws: Annotated[int, Ge(1)]
+    ordered_sizes: tuple[int, ...]
 
 
 def run(
@@ -53,13 +60,13 @@ def run(
         features: file of the model whose features measure the distances.
         requests: the groups.
         settings: see `Settings`.
-        seed: of the random split and of the items that form later curvatures.
+        seed: of the random splits and of the items that form the curvatures.
 
     Returns:
-        ``rows``: a dict of numbers for each group and scheme: the request, ``scheme`` and
-        ``order`` of `schemes`, the scores of `accuracy.measure`, ``residual`` and ``iterations``
+        ``rows``: a dict of numbers for each group and scheme: the request, ``scheme``, ``order``
+        and ``draw`` of `Scheme`, the scores of `accuracy.measure`, ``residual`` and ``iterations``
         of `Reached`, and the sizes of the parts as ``near``, ``moderate`` and ``far``. Timings are
-        by ``<request>/<order>``, steps that orders share counted in each.
+        by ``<request>/<scheme>/<order>/<draw>``, steps that schemes share counted in each.
     """
     dataset, objective = objective_of(fitted)
     system, labels = system_of(fitted), objective.targets
@@ -71,28 +78,69 @@ def run(
         parts = partitions.partition(distances[group])
         sizes = {name: len(part) for name, part in parts.items()}
         walk = Walk(objective, system, precondition, settings, seed)
-        for scheme, order, steps in schemes(parts, len(group), seed=seed):
-            end = walk.follow([(name, group[part]) for name, part in steps if len(part)])
-            clock.add(f"{request.name}/{order}", end.seconds)
-            named = asdict(request) | {"scheme": scheme, "order": order}
+        every = request.size in settings.ordered_sizes
+        for scheme in schemes(parts, draws=settings.draws, every_order=every, seed=seed):
+            end = walk.follow([(name, group[part]) for name, part in scheme.steps if len(part)])
+            clock.add(f"{request.name}/{scheme.key}", end.seconds)
+            named = asdict(request) | {"scheme": scheme.name, "order": scheme.order}
+            named |= {"draw": scheme.draw}
             solves = {"residual": end.residual, "iterations": end.iterations}
             rows.append(named | solves | accuracy.measure(end.network, dataset, group) | sizes)
     return {"rows": rows}
 
 
-def schemes(
-    parts: dict[str, Tensor], count: int, *, seed: int
-) -> Iterator[tuple[str, str, list[Part]]]:
-    """Yield the name of each scheme, its order and its steps, the named positions in the group.
+@dataclass(frozen=True, eq=False)
+class Scheme:
+    """A way to remove a group.
 
-    All six orders of the three parts, the moderate part alone, and, as the control, a random split
-    into three equal parts.
+    Attributes:
+        name: ``all_at_once``, in one step; ``three_step``, the parts by distance; ``size_matched``, its
+            control, random parts of the same sizes in the same order of sizes; ``equal_thirds``, random
+            parts of equal size; or ``moderate_only``.
+        order: of the parts, such as ``near-moderate-far``; for a size-matched control that of the
+            parts whose sizes it has.
+        draw: number of the random split, 0 where there is none.
+        steps: names of the parts and their positions in the group.
     """
-    for order in partitions.orders():
-        yield "three_step", "-".join(order), [(name, parts[name]) for name in order]
-    yield "moderate_only", "moderate", [("moderate", parts["moderate"])]
-    thirds = partitions.random_split(count, seed=seed)
-    yield "random_split", "random", [(f"third {i}", part) for i, part in enumerate(thirds)]
+
+    name: str
+    order: str
+    draw: int
+    steps: list[Part]
+
+    @property
+    def key(self) -> str:
+        """A name that no other scheme of a group has."""
+        return f"{self.name}/{self.order}/{self.draw}"
+
+
+def schemes(
+    parts: dict[str, Tensor], *, draws: int, every_order: bool, seed: int
+) -> Iterator[Scheme]:
+    """List the schemes by which a group is removed.
+
+    Args:
+        parts: of `partitions.partition`.
+        draws: random splits of each kind.
+        every_order: follow all six orders, else the first alone.
+        seed: of the random splits.
+    """
+    sizes = {name: len(part) for name, part in parts.items()}
+    count, orders = sum(sizes.values()), partitions.orders()
+    orders = orders if every_order else orders[:1]
+    yield Scheme("all_at_once", "all", 0, [("all", torch.arange(count))])
+    yield Scheme("moderate_only", "moderate", 0, [("moderate", parts["moderate"])])
+    for order in orders:
+        yield Scheme("three_step", "-".join(order), 0, [(name, parts[name]) for name in order])
+    for draw in range(draws):
+        own = seeds.derive(seed, "split", draw)
+        alike = partitions.random_split(count, sizes=tuple(sizes.values()), seed=own)
+        random = {name: (f"{name} {draw}", part) for name, part in zip(sizes, alike, strict=True)}
+        for order in orders:
+            yield Scheme("size_matched", "-".join(order), draw, [random[name] for name in order])
+        thirds = partitions.random_split(count, seed=own)
+        named = [(f"third {i} {draw}", part) for i, part in enumerate(thirds)]
+        yield Scheme("equal_thirds", "random", draw, named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +166,10 @@ class Walk:
 
     Attributes:
         objective: over all of S, at θ̂.
-        system: its curvature.
-        precondition: the product with its inverse, for the solves of later steps.
+        system: its curvature over all items, whose damping the steps share.
+        precondition: the product with its inverse, for the solves of the steps.
         settings: see `Settings`.
-        seed: of the items that form later curvatures.
+        seed: of the items that form the curvatures.
         reached: what was computed so far, by the names of the parts.
     """
 
@@ -135,9 +183,8 @@ class Walk:
     def follow(self, steps: list[Part]) -> Reached:
         """Remove parts one after the other, each by first order at the parameters reached so far.
 
-        The first step has the stored curvature. Later ones have the Gauss-Newton matrix at the moved
-        parameters over a sample of what stays, by conjugate gradients with the inverse of the stored
-        one as preconditioner.
+        Each has the Gauss-Newton matrix at the parameters reached, over a sample of what stays after the
+        steps before, by conjugate gradients with the inverse of the stored one as preconditioner.
 
         Args:
             steps: names and positions in S of the parts, none of them empty.
@@ -154,7 +201,7 @@ class Walk:
     def _step(self, start: Reached, gone: Tensor, part: Tensor) -> Reached:
         started = time.perf_counter()
         here = replace(self.objective, network=start.network)
-        system = self._moved(here, gone) if len(gone) else self.system
+        system = self._curvature(here, gone)
         gradient = curvature.gradient_sum(here, index=part)
         update = first_order(gradient, system, items=here.items - len(gone), removed=len(part))
         moved, found = apply_update(start.network, update.delta), facts(update)
@@ -165,8 +212,8 @@ class Walk:
             start.seconds + time.perf_counter() - started,
         )
 
-    def _moved(self, here: Objective, gone: Tensor) -> MatrixFree:
-        """Return the damped curvature at moved parameters, over a sample of what stays."""
+    def _curvature(self, here: Objective, gone: Tensor) -> MatrixFree:
+        """Return the damped curvature at the parameters reached, over a sample of what stays."""
         kept = rest(here.items, gone)
         order = torch.randperm(len(kept), generator=seeds.stream(self.seed, "items of a step"))
         sample = kept[order[: self.settings.step_items]]

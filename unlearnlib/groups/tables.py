@@ -1,6 +1,6 @@
 """Tables of the group study: a row a group and way to forget it, and its gap to retraining."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,22 @@ KEYS = ["mode", "label", "size", "seed"]  # of a group and repeat
 SCORES = ["self_accuracy", "self_loss", "test_accuracy", "test_loss"]
 
 
-def timed_rows(record: Record, *, by: str) -> list[dict[str, Any]]:
+def timed_rows(record: Record, *, by: str | Sequence[str]) -> list[dict[str, Any]]:
     """List the rows of a record, each with the ``seconds`` that its part of the run took.
 
     Args:
         record: whose timings are by ``<request>/<part>``.
-        by: column that names the part, such as ``estimator``; NaN seconds where it was not timed.
+        by: column that names the part, such as ``estimator``, or several, joined by a slash; NaN
+            seconds where it was not timed.
     """
-    return [
-        row | {"seconds": record.timings.get(f"{_request(row).name}/{row[by]}", nan)}
+    columns = [by] if isinstance(by, str) else by
+    keys = [
+        "/".join([_request(row).name, *(str(row[column]) for column in columns)])
         for row in record.result["rows"]
+    ]
+    return [
+        row | {"seconds": record.timings.get(key, nan)}
+        for row, key in zip(record.result["rows"], keys, strict=True)
     ]
 
 

@@ -12,6 +12,8 @@ from statsmodels.regression.mixed_linear_model import MixedLMResultsWrapper
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
+from unlearnlib.measures.equivalence import equivalence
+
 Fitted = MixedLMResultsWrapper | RegressionResultsWrapper
 
 
@@ -143,16 +145,20 @@ def size_effects(table: pd.DataFrame, *, values: Sequence[str]) -> pd.DataFrame:
     return holm(pd.DataFrame(rows))
 
 
-def against_reference(
+def paired(
     table: pd.DataFrame,
     *,
     value: str,
     by: str,
     reference: str,
     within: Sequence[str],
-    groups: Sequence[str],
+    margin: float | None = None,
+    unit: str = "seed",
 ) -> pd.DataFrame:
-    """Estimate how far each level of a factor is from a reference level, in each part of a table.
+    """Compare each level of a factor with a reference level, paired by what is a repeat.
+
+    Whatever else there is of one repeat (labels that share a model, sizes nested in one another) is
+    averaged first: it is not independent.
 
     Args:
         table: one row an observation.
@@ -160,30 +166,50 @@ def against_reference(
         by: column of the factor.
         reference: its level to compare with.
         within: columns whose combinations are analysed apart.
-        groups: columns whose combinations share a random intercept.
+        margin: difference that would not matter; for a test of equivalence (TOST).
+        unit: column of the repeats.
 
     Returns:
-        a row for each part and level: ``groups`` (how many), ``effect``, ``low``, ``high`` (95 %,
-        Student's t), ``p``, and ``p_holm``,
-        corrected over all rows.
+        a row for each part and level: ``n`` pairs; ``effect``, the mean difference to the reference,
+        with its 95 % interval ``low`` to ``high`` and ``p`` (Student's t); ``p_holm``, corrected over
+        all rows; and with a margin ``p_equivalent``, corrected too.
 
     Raises:
         ValueError: a part without the reference.
     """
     rows = []
     for part, cell in table.groupby(list(within)):
-        levels = [level for level in cell[by].unique() if level != reference]
-        if len(levels) == cell[by].nunique():
+        means = cell.pivot_table(index=unit, columns=by, values=value, sort=False)
+        if reference not in means:
             raise ValueError(f"no {by} {reference!r} in {part} to compare with")
-        named = cell.assign(value=cell[value], level=pd.Categorical(cell[by], [reference, *levels]))
-        fitted = mixed_model(named, "value ~ level", groups=groups)
-        rows += [
-            dict(zip(within, part, strict=True))
-            | {by: level, "reference": reference}
-            | _effect(fitted, f"level[T.{level}]", cell, groups)
-            for level in levels
-        ]
-    return holm(pd.DataFrame(rows))
+        for level in means.columns.drop(reference):
+            gaps = (means[level] - means[reference]).dropna()
+            effect, low, high = mean_interval(gaps)
+            found = {"n": len(gaps), "effect": effect, "low": low, "high": high}
+            found["p"] = _p_of_zero(gaps)
+            if margin is not None:
+                found["p_equivalent"] = _p_of_margin(gaps, margin)
+            named = dict(zip(within, part, strict=True)) | {by: level, "reference": reference}
+            rows.append(named | found)
+    told = holm(pd.DataFrame(rows))
+    if margin is not None:
+        corrected = holm(told[["p_equivalent"]].rename(columns={"p_equivalent": "p"}))
+        told["p_equivalent"] = corrected["p_holm"]
+    return told
+
+
+def _p_of_zero(gaps: pd.Series) -> float:
+    """Test whether a mean is zero; NaN for one value, 0 or 1 for values that do not vary."""
+    if len(gaps) < 2:
+        return float("nan")
+    described = DescrStatsW(gaps.to_numpy())
+    if described.std_mean < 1e-12 * max(abs(described.mean), 1e-300):
+        return float(described.mean == 0)
+    return float(described.ttest_mean()[1])
+
+
+def _p_of_margin(gaps: pd.Series, margin: float) -> float:
+    return equivalence(gaps, margin=margin).p if len(gaps) > 1 else float("nan")
 
 
 def _effect(

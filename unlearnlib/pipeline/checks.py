@@ -177,6 +177,7 @@ def _steps_are_part_of_the_groups(study: Study, group_models: GroupModels, steps
     models = list(group_models.models)
     yield from _among(("steps", "spaces"), list(steps.spaces), models, "group_models.models")
     sizes = [*study.coherent_sizes, *study.random_sizes]
+    yield from _among(("steps", "ordered_sizes"), steps.ordered_sizes, sizes, "the sizes of groups")
     for space, some in steps.spaces.items():
         keys = ("steps", "spaces", space)
         yield from _among(keys, some or [], sizes, "study.coherent_sizes and random_sizes")

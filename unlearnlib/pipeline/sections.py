@@ -289,7 +289,7 @@ class GroupModels(Strict):
 Estimators = section(
     "Estimators", estimators.Settings, estimators=Distinct[Literal[tuple(UNSCALED)]]
 )
-Steps = section("Steps", steps.Settings, spaces=dict[Architecture, Sizes | None])
+Steps = section("Steps", steps.Settings, spaces=dict[Architecture, Sizes | None], margin=Positive)
 Scaling = section("Scaling", scaling.Settings, coherent_sizes=Sizes, random_sizes=Sizes)
 Features = section("Features", features.Settings, pretrained=str | None)
 Ladder = section("Ladder", ladder.Settings, labels=Labels, coherent_sizes=Sizes, random_sizes=Sizes)
