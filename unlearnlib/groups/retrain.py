@@ -1,14 +1,16 @@
 """Train the models of the group study, and retrain them without a group."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from unlearnlib.data import datasets
 from unlearnlib.data.requests import Request
 from unlearnlib.measures import accuracy
-from unlearnlib.models import checkpoints
+from unlearnlib.models import checkpoints, networks
 from unlearnlib.models.training import Recipe, train
 
 
@@ -37,16 +39,46 @@ def run(
     Returns:
         ``model`` (packed), ``losses`` by epoch, ``train_images``, ``shape`` of an image, and
         ``scores`` of `accuracy.measure`, where without a request "self" is the whole training
-        split.
+        split, with ``class_accuracy`` in percent on all that a group was drawn from, removed or not:
+        its class, or for a random group the whole training split.
     """
     dataset = datasets.load(data)
     network, facts = train(
         dataset, model=model, width=width, recipe=recipe, request=request, seed=seed, start=start
     )
     images, labels = datasets.split(dataset, "train")
-    group = torch.arange(len(labels)) if request is None else request.positions(labels)
+    everything = torch.arange(len(labels))
+    group = everything if request is None else request.positions(labels)
+    label = getattr(request, "label", None)
+    source = everything if label is None else everything[labels == label]
+    of_source = accuracy.score(network, images[source], labels[source])["accuracy"]
     return facts | {
         "model": checkpoints.pack(network),
-        "scores": accuracy.measure(network, dataset, group),
+        "scores": accuracy.measure(network, dataset, group) | {"class_accuracy": of_source},
         "shape": list(images.shape[1:]),
     }
+
+
+def original_levels(
+    originals: Mapping[int, Path], dataset: datasets.Dataset, *, labels: Iterable[int]
+) -> pd.DataFrame:
+    """Measure the originals on what groups are drawn from: each class, and everything.
+
+    Args:
+        originals: files of the models, by seed.
+        dataset: the data set.
+        labels: classes.
+
+    Returns:
+        ``class_accuracy`` in percent on training items, by label as in `tables.tidy`, and seed.
+    """
+    images, truth = datasets.split(dataset, "train")
+    sources = {"all": torch.ones_like(truth, dtype=torch.bool)}
+    sources |= {str(label): truth == label for label in labels}
+    rows = {}
+    for seed, path in originals.items():
+        predicted = networks.predict(checkpoints.load(path), images)
+        for label, mine in sources.items():
+            found = accuracy.percent_correct(predicted[mine], truth[mine])
+            rows[label, seed] = {"class_accuracy": found}
+    return pd.DataFrame(rows).T.rename_axis(["label", "seed"])

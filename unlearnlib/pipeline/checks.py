@@ -183,6 +183,16 @@ def _steps_are_part_of_the_groups(study: Study, group_models: GroupModels, steps
         yield from _among(keys, some or [], sizes, "study.coherent_sizes and random_sizes")
 
 
+def _retrained_models_have_originals(
+    study: Study, group_models: GroupModels, group_retrain: Any
+) -> Problems:
+    of_compact = group_models.models["compact"].seeds or study.seeds
+    yield from _among(
+        ("group_retrain", "seeds"), group_retrain.seeds, of_compact, "the seeds of compact"
+    )
+    yield from _among(("study", "seeds"), study.seeds, group_retrain.seeds, "group_retrain.seeds")
+
+
 def _larger_models_are_trained(study: Study, group_models: GroupModels, selection: Any) -> Problems:
     keys, larger = ("selection", "larger"), selection.larger
     models = list(group_models.models)
@@ -327,6 +337,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _ladder_is_part_of_the_groups,
     _scaling_is_part_of_the_groups,
     _steps_are_part_of_the_groups,
+    _retrained_models_have_originals,
     _larger_models_are_trained,
     _names_in_the_arena_are_known,
     _methods_of_the_arena_have_settings,

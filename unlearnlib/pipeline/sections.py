@@ -243,8 +243,9 @@ class DeepInversion(Strict):
 
 
 class Trained(Strict):
-    """An architecture of group unlearning: its width and its recipe, but for λ."""
+    """An architecture of group unlearning: its width, its recipe but for λ, and its seeds."""
 
+    seeds: Seeds | None = None
     width: Positive
     epochs: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(2)]
@@ -284,6 +285,12 @@ class GroupModels(Strict):
         if "compact" not in self.models:
             raise ValueError(f"models={list(self.models)}: give compact too, the main one")
         return self
+
+
+class GroupRetrain(Strict):
+    """The repeats: originals that are retrained."""
+
+    seeds: Seeds
 
 
 Estimators = section(
@@ -447,7 +454,7 @@ KINDS: dict[str, type] = {
     "stopping": Stopping,
     "leak": Leak,
     "group_models": GroupModels,
-    "group_retrain": Empty,
+    "group_retrain": GroupRetrain,
     "estimators": Estimators,
     "steps": Steps,
     "scaling": Scaling,
