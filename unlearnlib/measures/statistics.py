@@ -1,20 +1,13 @@
-"""Summarise repeats: means with 95 % intervals, and mixed models with corrected tests."""
+"""Summarise repeats: means with 95 % intervals, and paired differences with corrected tests."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
-from statsmodels.formula import api as smf
-from statsmodels.regression.linear_model import RegressionResultsWrapper
-from statsmodels.regression.mixed_linear_model import MixedLMResultsWrapper
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from unlearnlib.measures.equivalence import equivalence
-
-Fitted = MixedLMResultsWrapper | RegressionResultsWrapper
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
@@ -93,55 +86,32 @@ def written_share(values: Sequence[float], *, hits: int, total: int) -> str:
     return f"≤ {limit:.2g} % (0 of {total:,})"
 
 
-def mixed_model(table: pd.DataFrame, formula: str, *, groups: Sequence[str]) -> Fitted:
-    """Fit a linear model with a random intercept for each combination of some columns, by REML.
-
-    Observations of one combination count as repeats of their residual, so what is nested in a
-    combination (sizes drawn from one another) should be averaged before.
-
-    Where the intercepts do not vary, their variance is zero, which can make the equations singular:
-    then the plain linear model is fitted, which is the same model at that boundary.
-
-    Args:
-        table: one row an observation.
-        formula: of the fixed effects, such as ``"value ~ percent"``.
-        groups: columns whose combinations have something in common, such as label and seed.
-
-    Raises:
-        ValueError: fewer than two combinations, so that no intercept can vary.
-    """
-    combination = table[list(groups)].astype(str).agg(" ".join, axis=1)
-    if combination.nunique() < 2:
-        raise ValueError(f"one combination of {list(groups)} alone; run more seeds or labels")
-    with warnings.catch_warnings():
-        # an intercept that does not vary lies on the boundary: the model is then the plain one
-        warnings.simplefilter("ignore")
-        model = smf.mixedlm(formula, table.assign(combination=combination), groups="combination")
-        try:
-            return model.fit(reml=True, method=["lbfgs", "powell"])
-        except np.linalg.LinAlgError:
-            return smf.ols(formula, table).fit()
-
-
 def size_effects(table: pd.DataFrame, *, values: Sequence[str]) -> pd.DataFrame:
-    """Estimate how scores move with the share removed, for each mode, with label and seed as groups.
+    """Estimate how scores move with the share removed: a slope for each repeat, and their mean.
+
+    Sizes of one repeat are nested in one another and share a model; the slope takes them together, so
+    that a repeat counts once. Labels stay apart.
 
     Args:
         table: with ``mode``, ``label``, ``seed``, ``percent`` and the scores.
         values: columns of scores.
 
     Returns:
-        a row for each mode with several sizes and each score: ``groups`` (how many), ``effect`` of ten percent more, its
-        95 % interval ``low`` and ``high`` (Student's t), ``p`` and ``p_holm``, corrected over all rows.
+        a row for each mode and label with several sizes and each score: ``n`` repeats, ``effect`` of
+        ten percent more by least squares, the 95 % interval of its mean, ``low`` to ``high``, ``p``
+        (Student's t) and ``p_holm``, corrected over all rows.
     """
     rows = []
-    for mode, cell in table.groupby("mode"):
+    for (mode, label), cell in table.groupby(["mode", "label"]):
         for value in values if cell["percent"].nunique() > 1 else []:
-            scaled = cell.assign(value=cell[value], share=cell["percent"] / 10)
-            fitted = mixed_model(scaled, "value ~ share", groups=["label", "seed"])
-            rows.append(
-                {"mode": mode, "score": value} | _effect(fitted, "share", cell, ["label", "seed"])
-            )
+            slopes = [
+                np.polynomial.polynomial.polyfit(repeat["percent"] / 10, repeat[value], 1)[1]
+                for _, repeat in cell.groupby("seed")
+            ]
+            effect, low, high = mean_interval(slopes)
+            told = {"n": len(slopes), "effect": effect, "low": low, "high": high}
+            told["p"] = _p_of_zero(slopes)
+            rows.append({"mode": mode, "label": label, "score": value} | told)
     return holm(pd.DataFrame(rows))
 
 
@@ -198,11 +168,11 @@ def paired(
     return told
 
 
-def _p_of_zero(gaps: pd.Series) -> float:
+def _p_of_zero(gaps: Sequence[float]) -> float:
     """Test whether a mean is zero; NaN for one value, 0 or 1 for values that do not vary."""
     if len(gaps) < 2:
         return float("nan")
-    described = DescrStatsW(gaps.to_numpy())
+    described = DescrStatsW(np.asarray(gaps, dtype=float))
     if described.std_mean < 1e-12 * max(abs(described.mean), 1e-300):
         return float(described.mean == 0)
     return float(described.ttest_mean()[1])
@@ -210,20 +180,6 @@ def _p_of_zero(gaps: pd.Series) -> float:
 
 def _p_of_margin(gaps: pd.Series, margin: float) -> float:
     return equivalence(gaps, margin=margin).p if len(gaps) > 1 else float("nan")
-
-
-def _effect(
-    fitted: Fitted, name: str, table: pd.DataFrame, groups: Sequence[str]
-) -> dict[str, float]:
-    """Read a coefficient with Student's t at one degree of freedom less than there are groups.
-
-    The normal quantiles of the fit are too narrow for a handful of groups.
-    """
-    count = len(table[list(groups)].drop_duplicates())
-    effect, error = fitted.params[name], fitted.bse[name]
-    half = student.ppf(0.975, count - 1) * error
-    p = 2 * student.sf(abs(effect / error), count - 1)
-    return {"groups": count, "effect": effect, "low": effect - half, "high": effect + half, "p": p}
 
 
 def holm(table: pd.DataFrame) -> pd.DataFrame:
