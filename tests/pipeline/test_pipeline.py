@@ -212,9 +212,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # an untrained teacher is sure of nothing
         gkt=TRANSFERS
         | {
-            "variants": {"gkt": {"keep_state": 1}, "gkt_entropy": {"entropy_limit": 9.0}},
+            "variants": {"gkt": {}, "gkt_entropy": {"entropy_limit": 9.0}},
+            "start": {"pseudo_batches": 1, "snapshots": 1, "keep_state": 1},
             "branch_seeds": [0],
-            "other_settings": {"snapshots": 1},
         },
         gkt_prior=TRANSFERS | {"variants": {"gkt_prior_entropy": {"entropy_limit": 9.0}}},
         stopping={"seeds": [0]},

@@ -234,10 +234,9 @@ def _transfers_that_are_judged_are_run(gkt: GKT, stopping: Any, leak: Any) -> Pr
 
 
 def _branches_have_a_state(gkt: GKT) -> Problems:
-    states = [one.get("keep_state") for one in gkt.variants.values()]
-    if not any(states):
-        why = "go on from the state of a variant that keeps one; give a variant a keep_state"
-        yield Problem(("gkt", "branches"), why)
+    if not gkt.start.get("keep_state"):
+        why = "the branches go on from the state that this run keeps; give it a keep_state"
+        yield Problem(("gkt", "start"), why, gkt.start)
 
 
 def _names_in_the_arena_are_known(study: Study, arena: Arena) -> Problems:

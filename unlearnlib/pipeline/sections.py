@@ -213,14 +213,13 @@ class GKTPrior(Strict):
 class GKT(GKTPrior):
     """The same, with other classes, and branches that go on from a state that was kept."""
 
-    other_settings: dict[str, Any]
+    start: dict[str, Any]
     branches: Variants
     branch_seeds: Seeds
 
     def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
         """List what is changed in the settings, see the base."""
-        others = {"other_settings": {"": self.other_settings}}
-        return super().changed() | others | {"branches": self.branches}
+        return super().changed() | {"start": {"": self.start}, "branches": self.branches}
 
 
 class DeepInversion(Strict):

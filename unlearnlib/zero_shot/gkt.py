@@ -58,7 +58,7 @@ class Transfer(method.Settings):
         student_steps: a pseudo-batch.
         generator_rate: of Adam.
         generator_halving: pseudo-batches after which the generator's rate is halved, and again, and
-            again; None for never. In the published code it is 150, by accident: a schedule that is
+            again; None for never. The 150 are an accident of the published code: a schedule that is
             meant to follow a loss is handed the same number every time.
         student_rate: of Adam.
         schedule: of both rates; ``cosine`` lets them fall to zero over the run.
@@ -92,7 +92,7 @@ class Transfer(method.Settings):
     student_mode: Literal["evaluation", "training"] = "evaluation"
     student_steps: Annotated[int, Ge(1)] = 10
     generator_rate: Annotated[float, Gt(0)] = 1e-3
-    generator_halving: Annotated[int, Ge(1)] | None = None
+    generator_halving: Annotated[int, Ge(1)] | None = 150
     student_rate: Annotated[float, Gt(0)] = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     kept_from_student: Literal["images", "answers"] = "images"
