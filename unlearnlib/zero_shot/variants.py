@@ -44,9 +44,9 @@ ROWS: Registry[Row] = Registry(
     Row("masked_logit", "Masked logit", "masking"),
     Row("random_class_row", "Random class row", "masking"),
     Row("random_embeddings", "Random embeddings", "masking", tuned=4),  # numbers of steps
-    Row("masked_distillation", "Masked distillation", "masking", tuned=12),  # see `sizing`
+    Row("masked_distillation", "Masked distillation", "masking", tuned=12),  # see `trials`
     Row("mm_noise", "M-M noise", "mm_noise"),
-    Row("mm_noise_repaired", "M-M noise, repaired", "mm_noise"),
+    Row("mm_noise_repaired", "M-M noise, repaired", "mm_noise", tuned=7),  # see `trials`
     Row("gkt", "GKT", "gkt"),
     Row("gkt_entropy", "GKT, entropy criterion", "gkt"),
     Row("gkt_no_attention", "GKT, no attention", "gkt"),
