@@ -192,6 +192,14 @@ def test_gauss_newton_is_the_hessian_where_logits_are_linear():
     close(eigenvalues, torch.from_numpy(np.linalg.eigvalsh(np.kron(gram, np.eye(2)))))
 
 
+def test_the_roots_of_items_square_to_their_own_curvature():
+    objective = replace(small_net(), l2=0.0)
+    roots = curvature.item_roots(objective, index=GROUP)
+    assert (roots.shape, roots.dtype) == ((5, 3, 88), torch.float64)
+    for item, root in zip(GROUP[:, None], roots, strict=True):
+        close(root.T @ root, curvature.gauss_newton(objective, index=item))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_the_rooted_jacobian_squares_to_the_gauss_newton_matrix(chunk: int):
     objective = small_net()

@@ -254,6 +254,16 @@ def rooted_jacobian(
     return rows.flatten(0, 1).div_(count**0.5)
 
 
+def item_roots(objective: Objective, *, index: Tensor | None = None) -> Tensor:
+    """Compute a root of each item's curvature: X with ``X_i^T X_i = J_i^T Λ_i J_i``.
+
+    Returns:
+        ``[M, R, P]``, float64, R as in `rooted_jacobian`: M times R times P numbers in memory.
+    """
+    rows, count = rooted_jacobian(objective, index=index), _count(objective, index)
+    return rows.double().mul_(count**0.5).unflatten(0, (count, -1))
+
+
 def gauss_newton_operator(
     objective: Objective, *, index: Tensor | None = None, mask: Tensor | None = None
 ) -> Operator:

@@ -7,7 +7,7 @@ side ``[P]`` or several as columns ``[P, M]``, which are then solved together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn, Protocol
 
@@ -51,6 +51,9 @@ class System(Protocol):
 
     def solve(self, b: Tensor) -> Solution:
         """Solve ``A x = b`` for one vector ``[P]`` or columns ``[P, M]``."""
+
+    def at(self, damping: float) -> "System":
+        """Return the system at another damping."""
 
     def block(self, mask: Tensor) -> "System":
         """Return the block ``A_φφ`` of the parameters in a mask."""
@@ -104,6 +107,10 @@ class Dense:
             )
         return _solution(x, relative, 0)
 
+    def at(self, damping: float) -> "Dense":
+        """Return the system at another damping, to be factored anew."""
+        return replace(self, damping=damping)
+
     def block(self, mask: Tensor) -> "Dense":
         """Return the block ``A_φφ`` of the parameters in a bool mask ``[P]``."""
         return Dense(self.matrix[mask][:, mask], self.damping, self.tolerance)
@@ -148,6 +155,10 @@ class MatrixFree:
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
+
+    def at(self, damping: float) -> "MatrixFree":
+        """Return the system at another damping, with the same preconditioner."""
+        return replace(self, damping=damping)
 
     def block(self, mask: Tensor) -> "MatrixFree":
         """Return the block ``A_φφ`` of the parameters in a bool mask ``[P]``."""
