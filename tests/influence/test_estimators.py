@@ -303,7 +303,11 @@ def test_rif_in_chunks_is_the_sum_of_newton_steps_for_each_item(damping: float):
         removal = Removal(objective, GROUP, system)
         expected = alone("newton", objective, GROUP, system)
         for chunk in (1, 3, 100):
-            close(estimators._rif(removal, chunk=chunk).delta, expected)
+            update = estimators._rif(removal, chunk=chunk)
+            close(update.delta, expected)
+            # a record of each chunk, without its columns, and of the sum
+            sizes = [solution.x.numel() for solution in update.solutions]
+            assert sizes == [0] * -(-7 // chunk) + [12]
 
 
 # -------------------------------------------------------------------- logistic regression
