@@ -45,6 +45,42 @@ def test_slope_and_rank_correlation_are_their_formulas():
     assert found["underestimation"] == pytest.approx(np.median(y / x))
 
 
+def test_the_slope_of_logarithms_is_the_exponent_whatever_the_factor():
+    actual = np.array([0.01, 0.1, 1.0, 10.0])
+    for factor in (1.0, 0.5, -0.5):
+        for exponent in (1.0, 0.8, 1.25):
+            signed = np.sign(factor) * actual
+            found = agreement.agreement(factor * actual**exponent, signed)
+            for key in ("log_slope", "log_low", "log_high"):
+                assert found[key] == pytest.approx(exponent)
+            assert found["same_sign"] == 4
+
+
+def test_one_large_change_decides_the_slope_but_not_the_slope_of_logarithms():
+    # small groups at half of the actual change, a whole class that is met
+    actual = np.array([1.0, 2.0, 4.0, 8.0, 1000.0])
+    predicted = np.array([0.5, 1.0, 2.0, 4.0, 1000.0])
+    found = agreement.agreement(predicted, actual)
+    assert found["slope"] == pytest.approx(1, abs=1e-4)
+    x, y = np.log(actual), np.log(predicted)
+    expected = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    assert found["log_slope"] == pytest.approx(expected)
+    assert found["log_slope"] > 1.1
+    assert found["log_low"] < found["log_slope"] < found["log_high"]
+
+
+def test_a_wrong_sign_has_no_logarithm_and_is_counted():
+    actual = [1.0, 10.0, -100.0, 5.0, 7.0]
+    found = agreement.log_agreement([1.0, 100.0, -10_000.0, -3.0, 0.0], actual)
+    assert found["log_slope"] == pytest.approx(2)
+    assert found["same_sign"] == 3
+    for predicted in ([1.0, 2.0, 3.0, -1.0, 0.0], [0.0] * 5):
+        found = agreement.log_agreement(predicted, actual)
+        assert found["same_sign"] == (2 if any(predicted) else 0)
+        assert np.isnan([found[key] for key in ("log_slope", "log_low", "log_high")]).all()
+    assert np.isnan(agreement.log_agreement([1.0, 2.0, 3.0], [5.0] * 3)["log_slope"])
+
+
 @pytest.mark.parametrize(
     ("predicted", "actual", "message"),
     [

@@ -15,6 +15,7 @@ from unlearnlib.data.requests import Group, RequestError
 from unlearnlib.groups import convex_control
 from unlearnlib.groups.convex_control import Neighbours, Settings, minimise
 from unlearnlib.influence import curvature
+from unlearnlib.influence.criteria import CRITERIA
 from unlearnlib.influence.estimators import ESTIMATORS, without
 from unlearnlib.pipeline.sweep import sweep
 
@@ -114,7 +115,7 @@ def test_bad_groups_are_refused():
             Neighbours(size).positions(torch.zeros(30, 1, 2, 2))
     for percents in ((), (1, 100), (0,)):
         with pytest.raises(ValueError, match="above 0 and below 100"):
-            Settings(items=80, pool=7, l2=0.05, percents=percents)
+            Settings(items=80, pool=7, l2=0.05, percents=percents, ratio=0.2)
 
 
 # ----------------------------------------------------------------------------- the control
@@ -125,14 +126,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lines(tmp_path_factory.mktemp("convex") / "mnist.npz")
 
 
-SETTINGS = Settings(items=80, pool=7, l2=0.05, percents=(2.5, 10.0))
-WHOLE = [e for e in ESTIMATORS.values() if not (e.partial or e.scaled)]
+SETTINGS = Settings(items=80, pool=7, l2=0.05, percents=(2.5, 10.0), ratio=0.2)
+CRITERION = CRITERIA["top_gradients"]
+UNSCALED = [estimator for estimator in ESTIMATORS.values() if not estimator.scaled]
 
 
 def task(path: Path, *, kind: str = "random", seed: int = 0, **changes: object) -> dict:
     settings = replace(SETTINGS, **changes)
-    shared = {"data": path, "settings": settings, "estimators": WHOLE, "labels": [1]}
-    return shared | {"kind": kind, "seed": seed}
+    shared = {"data": path, "settings": settings, "estimators": UNSCALED, "labels": [1]}
+    return shared | {"criterion": CRITERION, "kind": kind, "seed": seed}
 
 
 def test_the_system_is_the_hessian(small: Path):
@@ -166,6 +168,45 @@ def test_a_run_measures_what_it_says(small: Path):
         assert rest[1] == pytest.approx(4 * rest[0], rel=0.2)
 
 
+def test_partial_estimators_change_their_share_and_are_judged_by_all_parameters(small: Path):
+    fitted = convex_control.fit(datasets.load(small), settings=SETTINGS, seed=0)
+    group = torch.arange(0, 80, 9)
+    removal = convex_control.removal_of(group, fitted, CRITERION, ratio=0.2, seed=4)
+    images, labels = fitted.objective.inputs[group], fitted.objective.targets[group]
+    network = fitted.objective.network
+    mask = CRITERION.select(network, images, labels, ratio=0.2, seed=4)
+    assert int(mask.sum()) == 34  # two classes of ten, 16 pixels and a bias each
+    assert torch.equal(removal.phi, mask)
+    found = convex_control.compare(fitted, removal, UNSCALED, name="all")["estimates"]
+    weights = removal_weights(80, group, 1.0)
+    exact = newton_minimum(fitted.objective, weights) - curvature.flatten(network)
+    missed = (exact[~mask].norm() / exact.norm()).item()
+    for name in ("pif", "fif", "gif"):
+        delta = ESTIMATORS[name].update(removal).delta
+        assert not delta[~mask].any()
+        assert found[name]["norm"] == pytest.approx(delta.norm().item())
+        # what they may not change is missing from them
+        assert found[name]["parameter_error"] > missed > 0.3
+    # least squares leave less of the equations than the projection and the block
+    right = removal.gradient / 71
+    rest = {
+        name: (fitted.system.apply(ESTIMATORS[name].update(removal).delta) - right).norm()
+        for name in ("pif", "fif", "gif")
+    }
+    assert min(rest, key=rest.get) == "gif"
+
+
+def test_rif_is_newton_for_one_item_and_falls_short_for_many(small: Path):
+    one, many = convex_control.run(**task(small, percents=(1.25, 25.0)))["groups"]
+    assert one["size"] == 1
+    estimates = one["estimates"]
+    for key in ("parameter_error", "self", "test"):
+        assert estimates["rif"][key] == pytest.approx(estimates["newton"][key], rel=1e-5)
+    assert estimates["rif"]["parameter_error"] < estimates["first_order"]["parameter_error"]
+    errors = {name: row["parameter_error"] for name, row in many["estimates"].items()}
+    assert errors["newton"] < errors["rif"]
+
+
 def test_the_table_has_a_row_for_each_group_and_estimator(small: Path, tmp_path: Path):
     tasks = {
         "coherent": task(small, kind="coherent", percents=(2.5, 90.0)),
@@ -174,14 +215,14 @@ def test_the_table_has_a_row_for_each_group_and_estimator(small: Path, tmp_path:
     found = sweep(convex_control.run, tasks, store=tmp_path)
     rows = convex_control.table_rows(found)
     names = ["first_order", "first_order_x1.5", "first_order_x2", "first_order_x3"]
-    names += ["newton", "second_order", "second_order_cubic"]
+    names += ["newton", "second_order", "second_order_cubic", "rif", "pif", "fif", "gif"]
     assert [row["estimator"] for row in rows] == 2 * names
-    assert {(row["label"], row["size"], row["percent"]) for row in rows[:7]} == {(1, 2, 2.5)}
-    assert {(row["kind"], row["seed"], row["size"]) for row in rows[7:]} == {("random", 3, 2)}
-    assert all(np.isnan(row["label"]) for row in rows[7:])
+    assert {(row["label"], row["size"], row["percent"]) for row in rows[:11]} == {(1, 2, 2.5)}
+    assert {(row["kind"], row["seed"], row["size"]) for row in rows[11:]} == {("random", 3, 2)}
+    assert all(np.isnan(row["label"]) for row in rows[11:])
     assert all(row["seconds"] > 0 and row["retrain_seconds"] > 0 for row in rows)
     group = found["random"].result["groups"][0]["estimates"]["newton"]
-    assert rows[11]["predicted_self"] == group["self"]
+    assert rows[15]["predicted_self"] == group["self"]
     assert "seconds" not in group
 
 

@@ -1,5 +1,6 @@
 """Curvature: gradients and products agree with torch.func on nets small enough to differentiate."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -119,6 +120,27 @@ def test_hessian_products_agree_with_finite_differences():
     close(product, (ahead - behind) / 2e-5, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 8, 9])
+@pytest.mark.parametrize("mask", [None, torch.arange(88) % 3 == 1])
+def test_a_product_with_columns_is_that_with_each(columns: int, mask: Tensor | None):
+    objective = small_net()
+    vectors = [direction(objective, seed)[slice(None) if mask is None else mask]
+               for seed in range(columns)]  # fmt: skip
+    for function in (curvature.hessian_operator, curvature.gauss_newton_operator):
+        product = function(objective, index=GROUP, mask=mask)
+        found = product(torch.stack(vectors, 1))
+        assert found.dtype == torch.float64
+        close(found, torch.stack([product(v) for v in vectors], 1))
+
+
+def test_columns_share_the_passes_that_do_not_depend_on_them():
+    objective, calls = small_net(), []
+    objective.network.register_forward_hook(lambda *_: calls.append(1))
+    vectors = torch.randn(88, curvature.COLUMNS, generator=torch.Generator().manual_seed(0))
+    curvature.hessian_operator(objective)(vectors.double())
+    assert len(calls) == 5  # chunks of the items, and not chunks times columns
+
+
 def test_third_products_agree_with_finite_differences():
     objective, v = small_net(), direction(small_net())
     ahead, behind = (curvature.hessian_operator(moved(objective, h * v))(v) for h in (1e-5, -1e-5))
@@ -168,6 +190,14 @@ def test_gauss_newton_is_the_hessian_where_logits_are_linear():
     gram = (x.T @ x / 40 + 0.1 * torch.eye(6).double()).numpy()
     eigenvalues = torch.linalg.eigvalsh(curvature.gauss_newton(ridge()))
     close(eigenvalues, torch.from_numpy(np.linalg.eigvalsh(np.kron(gram, np.eye(2)))))
+
+
+def test_the_roots_of_items_square_to_their_own_curvature():
+    objective = replace(small_net(), l2=0.0)
+    roots = curvature.item_roots(objective, index=GROUP)
+    assert (roots.shape, roots.dtype) == ((5, 3, 88), torch.float64)
+    for item, root in zip(GROUP[:, None], roots, strict=True):
+        close(root.T @ root, curvature.gauss_newton(objective, index=item))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
@@ -249,7 +279,10 @@ def test_every_architecture_has_gradients_and_curvature(model: str):
     close(curvature.item_gradients(objective).sum(0), curvature.gradient_sum(objective))
     rows = curvature.rooted_jacobian(objective)
     close(curvature.gauss_newton_operator(objective)(v), rows.T @ (rows @ v))
-    assert torch.isfinite(curvature.hessian_operator(objective)(v)).all()
+    columns = torch.stack([v, -2 * v], 1)
+    for function in (curvature.hessian_operator, curvature.gauss_newton_operator):
+        product = function(objective)
+        close(product(columns), torch.stack([product(v), product(-2 * v)], 1))
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -291,7 +324,9 @@ def test_a_wrong_index_mask_vector_or_kind_is_refused():
     for mask in (torch.zeros(12, dtype=torch.bool), torch.ones(12), torch.ones(5, dtype=bool)):
         with pytest.raises(ValueError, match=r"mask of shape.*bool tensor \[12\]"):
             curvature.gauss_newton(objective, mask=mask)
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 12 parameters"):
-        curvature.hessian_operator(objective)(torch.zeros(3))
+    for shape in ((3,), (3, 12), (12, 2, 1)):
+        found = re.escape(f"shape {shape} for 12 parameters")
+        with pytest.raises(ValueError, match=found):
+            curvature.hessian_operator(objective)(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"'fisher'.*gauss_newton.*hessian"):
         curvature.curvature_operator("fisher", objective)

@@ -254,6 +254,62 @@ def test_a_dense_group_matrix_and_its_product_give_the_same_step():
     assert 1 < iterated.iterations < 40
 
 
+def alone(name: str, objective: Objective, group: Tensor, system: System, **options) -> Tensor:
+    """Add up the updates for each item of a group alone."""
+    return sum(estimate(name, objective, item, system, **options).delta for item in group[:, None])
+
+
+@pytest.mark.parametrize("form", [0, 1, 2])
+def test_ridge_rif_is_the_sum_of_exact_retrainings_without_each_item(form: int):
+    objective = ridge()
+    theta, system = curvature.flatten(objective.network), systems(objective)[form]
+    exact = [
+        ridge_minimum(objective, removal_weights(40, item, 1.0)) - theta for item in GROUP[:, None]
+    ]
+    for item, expected in zip(GROUP[:, None], exact, strict=True):
+        update = estimate("rif", objective, item, system)
+        close(update.delta, expected)
+    update = estimate("rif", objective, GROUP, system)
+    close(update.delta, sum(exact))
+    assert update.residual < 1e-11
+    # the leverages are not small: to ignore them is to fall short
+    ignorant = alone("first_order", objective, GROUP, system)
+    assert (ignorant - sum(exact)).norm() > 0.03 * sum(exact).norm()
+    # which is not the removal of all of them together
+    assert (update.delta - change(objective, GROUP)).norm() > 0.05 * sum(exact).norm()
+
+
+def test_rif_is_the_published_quotient_for_one_output_without_penalty():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(12, 4, generator=generator).double()
+    network = torch.nn.Linear(4, 1, bias=False).double().eval()
+    targets = x[:, :1] ** 2
+    objective = Objective(network, x, targets, loss=curvature.SQUARED)
+    curvature.assign(network, torch.linalg.lstsq(x, targets).solution[:, 0])
+    residuals = x @ curvature.flatten(network) - targets[:, 0]
+    inverse, group = torch.linalg.inv(x.T @ x), torch.tensor([1, 5, 6])
+    leverages = (x @ inverse * x).sum(1)
+    influences = (x @ inverse) * residuals[:, None]
+    expected = (influences / (1 - leverages)[:, None])[group].sum(0)
+    update = estimate("rif", objective, group, Dense(curvature.gauss_newton(objective)))
+    close(update.delta, expected)
+    assert leverages[group].max() > 0.2
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.03])
+def test_rif_in_chunks_is_the_sum_of_newton_steps_for_each_item(damping: float):
+    objective = ridge()
+    for system in systems(objective, damping=damping):
+        removal = Removal(objective, GROUP, system)
+        expected = alone("newton", objective, GROUP, system)
+        for chunk in (1, 3, 100):
+            update = estimators._rif(removal, chunk=chunk)
+            close(update.delta, expected)
+            # a record of each chunk, without its columns, and of the sum
+            sizes = [solution.x.numel() for solution in update.solutions]
+            assert sizes == [0] * -(-7 // chunk) + [12]
+
+
 # -------------------------------------------------------------------- logistic regression
 
 
@@ -278,6 +334,28 @@ def test_logistic_second_order_is_the_taylor_polynomial_only_with_the_third_deri
     published = estimate("second_order", objective, group, system, kind="hessian")
     missing = (published.delta - slope - bend / 2).norm()
     assert missing > 0.1 * (bend / 2).norm()
+
+
+def test_logistic_rif_of_an_item_is_the_newton_downdate(convex):
+    objective, system = convex
+    x = torch.cat([objective.inputs.flatten(1), torch.ones(200, 1).double()], 1)
+    p = objective.network(objective.inputs).softmax(1).detach()
+    for item in (0, 31, 77):
+        # the Hessian without the item, weights and biases in the order [class, pixel]
+        whole = sum(
+            torch.kron(p[i].diag() - p[i].outer(p[i]), x[i].outer(x[i]))
+            for i in range(200) if i != item
+        ) + 199 * objective.l2 * torch.eye(15).double()  # fmt: skip
+        error = p[item] - torch.eye(3)[objective.targets[item]]
+        weight, bias = objective.network.parameters()
+        theta = torch.cat([weight, bias[:, None]], 1).detach().reshape(-1)
+        gradient = torch.kron(error, x[item]) + objective.l2 * theta
+        step = torch.linalg.solve(whole, gradient).view(3, 5)
+        expected = torch.cat([step[:, :4].reshape(-1), step[:, 4]])
+        update = estimate("rif", objective, torch.tensor([item]), system)
+        close(update.delta, expected)
+        exact = change(objective, torch.tensor([item]))
+        assert (update.delta - exact).norm() < 0.05 * exact.norm()
 
 
 def errors(convex, group: Tensor) -> dict[str, float]:
@@ -403,6 +481,23 @@ def test_over_a_sample_the_group_has_the_curvature_of_its_items_in_the_sample():
         close(estimate(name, objective, group, free, sample=sample).delta, expected)
 
 
+def test_over_a_sample_rif_is_the_sum_of_newton_steps_from_the_same_sample():
+    objective, sample, system = sampled()
+    group = draw(30, 9, 2)
+    assert 2 < int(torch.isin(group, sample).sum()) < 9
+    expected = alone("newton", objective, group, system, sample=sample)
+    close(estimate("rif", objective, group, system, sample=sample).delta, expected)
+    outside = group[~torch.isin(group, sample)]
+    expected = alone("first_order", objective, outside, system, sample=sample)
+    close(estimate("rif", objective, outside, system, sample=sample).delta, expected)
+
+
+def test_an_item_that_the_curvature_has_not_seen_is_refused_by_its_leverage():
+    objective, _, system = sampled(3, damping=1e-3)
+    with pytest.raises(SolveError, match=r"has leverage [1-9]\S+, where .* form it on the items"):
+        estimate("rif", objective, torch.arange(20, 30), system)
+
+
 def test_a_group_outside_the_sample_has_the_curvature_of_the_sample():
     objective, sample, system = sampled()
     group = torch.arange(30)[~torch.isin(torch.arange(30), sample)][:4]
@@ -464,7 +559,8 @@ def test_what_estimators_share_is_made_once_and_its_seconds_count_for_each(monke
         assert estimator.update(removal) is update
         parts = ["gradient", *["group_curvature"] * estimator.curved]
         assert seconds > sum(removal.seconds[part] for part in parts) > 0
-    assert made == {"gradient_sum": 1, "gauss_newton": 1, "mask": 1}
+    # RIF sums the gradients of the items outside the sample apart
+    assert made == {"gradient_sum": 2, "gauss_newton": 1, "mask": 1}
 
 
 # ------------------------------------------------------------------------------- the registry

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from influence_tasks import dense_hessian, small_net
 from tolerances import RTOL
 from torch import Tensor
 
-from unlearnlib.influence import solvers
-from unlearnlib.influence.solvers import Dense, MatrixFree, SolveError, conjugate_gradient
+from unlearnlib.influence import curvature, solvers
+from unlearnlib.influence.solvers import (
+    Dense,
+    MatrixFree,
+    Operator,
+    SolveError,
+    conjugate_gradient,
+)
+from unlearnlib.influence.thin import Thin
 
 
 def positive(size: int = 30, *, condition: float = 1e3, seed: int = 0) -> Tensor:
@@ -101,6 +109,110 @@ def test_blocks_and_normal_matrices_are_those_of_the_damped_matrix():
             torch.testing.assert_close(part.apply(v), expected @ v, rtol=1e-9, atol=1e-12)
             x = torch.linalg.solve(expected, v)
             torch.testing.assert_close(part.solve(v).x, x, rtol=RTOL, atol=1e-4)
+
+
+# ------------------------------------------------------------- several right-hand sides
+
+
+def counted(operator: Operator) -> tuple[Operator, list[int]]:
+    """Note how many columns each product has."""
+    widths: list[int] = []
+
+    def product(v: Tensor) -> Tensor:
+        widths.append(v.shape[1] if v.ndim == 2 else 1)
+        return operator(v)
+
+    return product, widths
+
+
+def curved(count: int) -> tuple[Operator, Operator, Tensor, Tensor]:
+    """Give H of a small net by product, its preconditioner, item gradients, and H as a matrix."""
+    objective, damping = small_net(), 1.0
+    dense = Dense(curvature.gauss_newton(objective), damping)
+    hessian = curvature.hessian_operator(objective)
+    gradients = curvature.item_gradients(objective, index=torch.arange(count)).T
+    matrix = dense_hessian(objective) + damping * torch.eye(88).double()
+    return lambda v: hessian(v) + damping * v, dense.inverse, gradients, matrix
+
+
+def test_columns_of_the_hessian_are_solved_as_by_the_dense_matrix():
+    operator, inverse, gradients, matrix = curved(16)
+    found = conjugate_gradient(operator, gradients, preconditioner=inverse, tolerance=1e-11)
+    expected = torch.linalg.solve(matrix, gradients)
+    torch.testing.assert_close(found.x, expected, rtol=1e-8, atol=1e-10)
+    actual = (gradients - matrix @ found.x).norm(dim=0) / gradients.norm(dim=0)
+    np.testing.assert_allclose(found.residuals, actual, atol=1e-13)
+    assert found.residual == max(found.residuals) <= 1e-11
+    assert len(found.residuals) == 16
+
+
+def test_the_number_of_products_does_not_grow_with_the_right_hand_sides():
+    taken = {}
+    for count in (1, 4, 16):
+        operator, inverse, gradients, _ = curved(count)
+        product, widths = counted(operator)
+        found = conjugate_gradient(product, gradients, preconditioner=inverse)
+        taken[count] = len(widths)
+        assert widths[0] == count
+        # those of the recurrence, and one for the residuals
+        assert len(widths) == found.iterations + 1
+    assert taken[16] <= taken[1] + 2
+    one_by_one, widths = counted(operator)
+    for b in gradients.T:
+        conjugate_gradient(one_by_one, b, preconditioner=inverse)
+    assert len(widths) > 10 * taken[16]
+
+
+def test_each_column_takes_the_steps_that_it_would_take_alone():
+    matrix = positive(condition=10)
+    easy = torch.linalg.eigh(matrix)[1][:, 7]
+    columns = torch.stack([right(seed=1), easy, torch.zeros(30).double(), right(seed=2)], 1)
+    product, widths = counted(lambda v: matrix @ v)
+    found = conjugate_gradient(product, columns)
+    alone = [conjugate_gradient(lambda v: matrix @ v, b) for b in columns.T]
+    for x, one in zip(found.x.T, alone, strict=True):
+        torch.testing.assert_close(x, one.x, rtol=1e-9, atol=1e-9)
+    # an eigenvector is solved by one product and zeros by none; both are then left out
+    assert (widths[0], widths[1]) == (3, 2)
+    assert found.iterations == max(one.iterations for one in alone)
+    assert found.residuals[2] == 0
+
+
+@pytest.mark.parametrize("columns", [1, 8, 11])
+def test_every_system_solves_columns_as_it_solves_vectors(columns: int):
+    matrix, mask = positive(), torch.arange(30) % 3 == 0
+    b = torch.stack([right(seed=seed) for seed in range(columns)], 1)
+    near = Dense(matrix, damping=0.2)
+    free = MatrixFree(lambda v: matrix @ v, 0.1, near.inverse, tolerance=1e-10)
+    thin = Thin(torch.linalg.cholesky(matrix).T, 0.1, tolerance=1e-10)
+    for system in (Dense(matrix, 0.1), free, thin):
+        parts = (system, b), (system.block(mask), b[mask]), (system.normal(mask), b[mask])
+        for part, right_sides in parts:
+            found = part.solve(right_sides)
+            one_by_one = torch.stack([part.solve(v).x for v in right_sides.T], 1)
+            torch.testing.assert_close(found.x, one_by_one, rtol=1e-6, atol=1e-8)
+            assert len(found.residuals) == columns
+
+
+def test_a_column_that_does_not_converge_is_refused_by_its_number():
+    matrix = positive(condition=1e6)
+    easy = torch.linalg.eigh(matrix)[1][:, 3]
+    system = MatrixFree(lambda v: matrix @ v, max_iterations=5)
+    system.solve(torch.stack([easy, 2 * easy], 1))
+    remedy = (
+        r"residual of \S+ after 5 iterations for column 1 of 3, above 1.0e-06; raise the damping"
+    )
+    with pytest.raises(SolveError, match=remedy):
+        system.solve(torch.stack([easy, right(), 2 * easy], 1))
+
+
+def test_a_column_along_negative_curvature_is_refused_by_its_number():
+    values, vectors = torch.linalg.eigh(positive())
+    values[0] = -0.25
+    matrix = vectors * values @ vectors.T
+    message = r"form -2.5e-01 for column 1 of 2; raise the damping, or take the Gauss-Newton"
+    with pytest.raises(SolveError, match=message):
+        MatrixFree(lambda v: matrix @ v).solve(vectors[:, [5, 0]])
 
 
 # ------------------------------------------------------------------------------ refusals

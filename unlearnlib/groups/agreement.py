@@ -25,7 +25,7 @@ def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
     Returns:
         ``n``; Spearman's ``rank_correlation``; ``slope`` of predicted on actual with its 95 %
         limits ``low`` and ``high``; ``underestimation``, the median of predicted / actual: below 1
-        where the change is underestimated.
+        where the change is underestimated; and what `log_agreement` returns.
 
     Raises:
         ValueError: fewer than three pairs, values that are not finite, or no actual change.
@@ -50,7 +50,38 @@ def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
         "low": float(low),
         "high": float(high),
         "underestimation": float(np.median(predicted / actual)),
+        **log_agreement(predicted, actual),
     }
+
+
+def log_agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
+    """Fit the slope b of ``log |predicted| = a + b log |actual|``, one pair a group.
+
+    Least squares on the changes themselves are decided by the largest of them, such as removals of
+    whole classes; on logarithms every group counts alike, whatever its size. b is 1 where predicted
+    is a constant multiple of actual, be it 1 or not (that multiple is what ``underestimation``
+    tells); below 1 where the estimate falls behind as the change grows; above 1 where it overshoots.
+
+    A change of the wrong sign, or none, has no place on this scale. Such pairs are left out and
+    counted, so b says nothing of them: read it beside ``same_sign``.
+
+    Args:
+        predicted: ``[N]``, finite.
+        actual: ``[N]``, in the same unit, finite.
+
+    Returns:
+        ``log_slope`` with its 95 % limits ``log_low`` and ``log_high`` (HC3, see `agreement`), NaN
+        for fewer than three pairs of one sign, or where their actual changes are all equal; and
+        ``same_sign``, the pairs that it is fitted to.
+    """
+    predicted, actual = np.asarray(predicted, dtype=float), np.asarray(actual, dtype=float)
+    same = predicted * actual > 0
+    x, y = np.log(np.abs(actual[same])), np.log(np.abs(predicted[same]))
+    found = {"log_slope": np.nan, "log_low": np.nan, "log_high": np.nan}
+    if len(x) >= 3 and np.ptp(x) > 0:
+        line = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3")
+        found = dict(zip(found, (line.params[1], *line.conf_int()[1]), strict=True))
+    return {name: float(value) for name, value in found.items()} | {"same_sign": int(same.sum())}
 
 
 def agreements(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from unlearnlib.data import datasets
 from unlearnlib.data.requests import Group, RequestError
 from unlearnlib.groups.geometry import distances
 from unlearnlib.influence import curvature
+from unlearnlib.influence.criteria import Criterion
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.estimators import Estimator, Removal, apply_update, without
 from unlearnlib.influence.solvers import Dense, Operator, conjugate_gradient
@@ -40,6 +41,7 @@ class Settings:
         pool: height and width of the squares of pixels that are averaged.
         l2: λ, on weights and biases alike.
         percents: of n that a group takes.
+        ratio: share of the parameters that partial estimators (pif, fif, gif) may change.
 
     Raises:
         ValueError: a percentage that is not above 0 and below 100.
@@ -49,6 +51,7 @@ class Settings:
     pool: Annotated[int, Ge(1)]
     l2: Annotated[float, Gt(0)]
     percents: Annotated[tuple[float, ...], MinLen(1)]
+    ratio: Annotated[float, Gt(0), Le(1)]
 
     def __post_init__(self) -> None:
         if not self.percents or not all(0 < percent < 100 for percent in self.percents):
@@ -262,13 +265,16 @@ def _pooled(images: Tensor, pool: int) -> Tensor:
 
 
 def compare(
-    fitted: Fit, group: Tensor, estimators: Sequence[Estimator], *, name: str
+    fitted: Fit, removal: Removal, estimators: Sequence[Estimator], *, name: str
 ) -> dict[str, Any]:
     """Compare estimators with exact retraining for one group.
 
+    Partial estimators are compared with the same retraining of all parameters, which is what they
+    stand for; a minimum over their subset alone is another one.
+
     Args:
         fitted: the regression.
-        group: positions ``[m]``.
+        removal: of the group, see `removal_of`.
         estimators: to compare; the first order also at the scales of `LONGER`.
         name: of the group; the seconds of ``<name>/retrain`` and ``<name>/<estimator>`` are timed.
 
@@ -280,11 +286,9 @@ def compare(
         the test loss to first order in δ, and ``parameter_error`` ``‖δ - δ*‖ / ‖δ*‖``, ``cosine``
         and ``residual`` of its solves.
     """
+    group, rows = removal.group, {}
     with clock.timed(f"{name}/retrain"):
         exact, minimum = _retrained(fitted, group)
-    rows = {}
-    # the network is linear in its parameters, so that the Hessian is the Gauss-Newton matrix
-    removal = Removal(fitted.objective, group, fitted.system, kind="hessian")
     for estimator in estimators:
         update, seconds = estimator.timed(removal)
         clock.add(f"{name}/{estimator.name}", seconds)
@@ -298,6 +302,28 @@ def compare(
         "actual": _changes(fitted, group, exact),
         "estimates": rows,
     }
+
+
+def removal_of(
+    group: Tensor, fitted: Fit, criterion: Criterion, *, ratio: float, seed: int
+) -> Removal:
+    """Put together what the estimators read to remove one group.
+
+    Args:
+        group: positions ``[m]``.
+        fitted: the regression.
+        criterion: how partial estimators choose the parameters that they may change.
+        ratio: their share.
+        seed: of the random part of the criterion.
+    """
+    objective = fitted.objective
+
+    def mask() -> Tensor:
+        images, labels = objective.inputs[group], objective.targets[group]
+        return criterion.select(objective.network, images, labels, ratio=ratio, seed=seed)
+
+    # the network is linear in its parameters, so that the Hessian is the Gauss-Newton matrix
+    return Removal(objective, group, fitted.system, kind="hessian", mask=mask)
 
 
 def _retrained(fitted: Fit, group: Tensor) -> tuple[Tensor, Minimum]:
@@ -339,6 +365,7 @@ def run(
     data: Path,
     settings: Settings,
     estimators: Sequence[Estimator],
+    criterion: Criterion,
     kind: str,
     labels: Sequence[int],
     seed: int,
@@ -349,9 +376,10 @@ def run(
         data: file of the data set.
         settings: see `Settings`.
         estimators: to compare; the first order also at the scales of `LONGER`.
+        criterion: how partial estimators choose the parameters that they may change.
         kind: a name in `KINDS`.
         labels: classes of the coherent groups.
-        seed: of the training images and the groups.
+        seed: of the training images, the groups and the random part of the criterion.
 
     Returns:
         ``minimum``: gradient norm and steps of the fit; ``groups``: for each ``label`` (None where
@@ -363,7 +391,9 @@ def run(
     rows = []
     for request in asked:
         facts = {"label": request.label, "size": request.size}
-        found = compare(fitted, draw(request, objective), estimators, name=_name(**facts))
+        group = draw(request, objective)
+        removal = removal_of(group, fitted, criterion, ratio=settings.ratio, seed=seed)
+        found = compare(fitted, removal, estimators, name=_name(**facts))
         rows.append(facts | found)
     return {"minimum": vars(fitted.minimum).copy(), "groups": rows}
 

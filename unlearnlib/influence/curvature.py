@@ -10,10 +10,15 @@ one flat vector ``[P]`` in the order of `nn.Module.parameters`; vectors and matr
 float64, products with networks run in the network's own precision. The penalty counts as part of
 every item's loss: a sum over U of gradients holds ``|U| λ θ``. With that convention the minimum
 without U does not depend on whether the rest is summed or averaged.
+
+A product takes one vector ``[P]`` or columns ``[P, M]``. The columns share the passes through the
+network that do not depend on them, and the rest runs for eight of them at once: on one thread a
+column of the Hessian's product then takes less than half of what it takes alone.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +29,8 @@ from unlearnlib.influence.solvers import Operator, restrict
 from unlearnlib.pipeline.progress import track
 
 Scalar = Callable[[Tensor], Tensor]
+
+COLUMNS = 8  # of a product at once: more gain nothing on a CPU, and memory grows with them
 
 
 @dataclass(frozen=True)
@@ -247,12 +254,22 @@ def rooted_jacobian(
     return rows.flatten(0, 1).div_(count**0.5)
 
 
+def item_roots(objective: Objective, *, index: Tensor | None = None) -> Tensor:
+    """Compute a root of each item's curvature: X with ``X_i^T X_i = J_i^T Λ_i J_i``.
+
+    Returns:
+        ``[M, R, P]``, float64, R as in `rooted_jacobian`: M times R times P numbers in memory.
+    """
+    rows, count = rooted_jacobian(objective, index=index), _count(objective, index)
+    return rows.double().mul_(count**0.5).unflatten(0, (count, -1))
+
+
 def gauss_newton_operator(
     objective: Objective, *, index: Tensor | None = None, mask: Tensor | None = None
 ) -> Operator:
     """Return the product ``v -> G v`` with the matrix of `gauss_newton`, without forming it.
 
-    Takes and returns ``[P]`` (or as many as the mask has), in the dtype of v.
+    Takes and returns ``[P]`` or ``[P, M]`` (or as many rows as the mask has), in the dtype of v.
     """
 
     def product(theta: Tensor, v: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -328,17 +345,27 @@ def _operator(
     count = _count(objective, index)
 
     def apply(v: Tensor) -> Tensor:
-        if v.shape != theta.shape:
+        if v.shape[:1] != theta.shape or v.ndim > 2:
             raise ValueError(f"a vector of shape {tuple(v.shape)} for {len(theta)} parameters")
         total = count * penalty * v.double()
         for batch in _batches(objective, index):
-            total += product(theta, v.to(theta), batch).double()
+            total += _by_column(partial(product, theta, batch=batch), v.to(theta)).double()
         return (total / count).to(v.dtype)
 
     if mask is None:
         return apply
     check_mask(mask, len(theta))
     return restrict(apply, mask)
+
+
+def _by_column(product: Operator, v: Tensor) -> Tensor:
+    """Apply the product for ``[P]`` to a vector or to columns ``[P, M]``.
+
+    What does not depend on v, the forward pass and the gradient at θ, is not repeated by `vmap`.
+    """
+    if v.ndim == 1:
+        return product(v)
+    return vmap(product, chunk_size=COLUMNS)(v.T.contiguous()).T
 
 
 def _logits(network: nn.Module, theta: Tensor, inputs: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ The formulas come first, each with what it reads as arguments. `ESTIMATORS` has 
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -36,7 +36,15 @@ from torch import Tensor, nn
 from unlearnlib.data.requests import Classes, Method
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
-from unlearnlib.influence.solvers import Dense, MatrixFree, Operator, Solution, System, embed
+from unlearnlib.influence.solvers import (
+    Dense,
+    MatrixFree,
+    Operator,
+    Solution,
+    SolveError,
+    System,
+    embed,
+)
 from unlearnlib.pipeline.registry import Registry
 
 Made = TypeVar("Made")
@@ -48,7 +56,7 @@ class Update:
 
     Attributes:
         delta: ``[P]``, float64, to be added to the parameters.
-        solutions: one or two records.
+        solutions: a record of each.
     """
 
     delta: Tensor
@@ -176,6 +184,68 @@ def second_order(
     correction = system.solve(right)
     delta = (1 - 2 * p) / (1 - p) * d + correction.x
     return Update(delta, (*first.solutions, correction))
+
+
+def rif(
+    parts: Iterable[tuple[Tensor, Tensor]], system: System, *, items: int, shared: float
+) -> Update:
+    """Add up what removing each item alone does (rescaled influence, Rubinstein & Hopkins 2025).
+
+    arXiv 2506.06656. To remove item i alone, one Newton step goes to
+    ``δ_i = 1/(n-1) H_{S∖i}^-1 g_i = (n H - H_i)^-1 g_i``, exact where the loss is quadratic, with
+    the item's curvature ``H_i = X_i^T X_i + c I``, ``X_i^T X_i = J_i^T Λ_i J_i``. What every item
+    holds, ``c = λ`` + damping, goes to ``n B = n H - c I``, and the rest by Woodbury:
+
+        δ_i = (n B)^-1 g_i + (n B)^-1 X_i^T (I - L_i)^-1 X_i (n B)^-1 g_i,
+        L_i = X_i (n B)^-1 X_i^T.
+
+    The eigenvalues of L_i, those of the K x K matrix ``Λ_i J_i (n B)^-1 J_i^T``, are the leverages
+    of the item, below 1. Of a gradient ``J_i^T r`` without penalty the sum of both terms is
+    ``(n B)^-1 J_i^T (I - Λ_i J_i (n B)^-1 J_i^T)^-1 r``, and for one output the influence divided
+    by ``1 - L_i``, as published. The update is
+
+        δ = Σ_U δ_i,
+
+    to be *added* to θ̂ like all others. Each δ_i has ``1/(n-1)``, the mean over what stays without
+    i; removals that happen together know nothing of one another. So at small leverage the sum is
+    ``1/n H^-1 g_U``, and lies below `first_order` by ``(n-m)/n``: use it for small groups, and for
+    what single items do.
+
+    Args:
+        parts: of the group, chunk by chunk: gradients ``∇ℓ_i + λ θ̂`` ``[M, P]``, of
+            `curvature.item_gradients`, and X ``[M, R, P]``, of `curvature.item_roots`.
+        system: H over all of S.
+        items: n.
+        shared: c.
+
+    Raises:
+        SolveError: no trustworthy solution, or a leverage of 1 or more.
+    """
+    apart = system.at(system.damping - shared / items)
+    sums, solutions = [], []
+    for gradients, roots in parts:
+        solved = apart.solve(roots.flatten(0, 1).T)
+        inverted = (solved.x.T / items).view_as(roots)  # X_i (n B)^-1
+        pushed = _divide(roots @ inverted.mT, inverted @ gradients[:, :, None])
+        sums.append((gradients + (roots.mT @ pushed)[:, :, 0]).sum(0))
+        # the columns of a chunk are larger than all else, and nobody reads them again
+        solutions.append(replace(solved, x=torch.empty(0)))
+    ended = apart.solve(torch.stack(sums).sum(0))
+    return Update(ended.x / items, (*solutions, ended))
+
+
+def _divide(leverages: Tensor, slopes: Tensor) -> Tensor:
+    """Solve ``(I - L_i) w_i = s_i`` for each item: L ``[M, R, R]``, s and w ``[M, R, 1]``."""
+    left = torch.eye(leverages.shape[-1]).to(leverages) - leverages
+    lower, failed = torch.linalg.cholesky_ex((left + left.mT) / 2)
+    if failed.any():
+        largest = torch.linalg.eigvalsh(leverages).max().item()
+        raise SolveError(
+            f"an item has leverage {largest:.2f}, where its share of the curvature is below 1: the "
+            "system lacks what the item adds to it; form it on the items of the group too, or "
+            "raise the damping"
+        )
+    return torch.cholesky_solve(slopes, lower)
 
 
 # ------------------------------------------------------------- over a subset of the parameters
@@ -528,6 +598,27 @@ def _second_order_cubic(removal: Removal) -> Update:
     )
 
 
+def _rif(removal: Removal, *, chunk: int = 100) -> Update:
+    """Add up the Newton steps of the items, each from the curvature that `Removal` says."""
+    objective, system, inside = removal.objective, removal.system, removal.inside
+    outside = removal.group[~torch.isin(removal.group, inside)]
+    drawn = removal.items if removal.sample is None else len(removal.sample)
+    updates = []
+    if len(inside):
+        parts = (
+            (curvature.item_gradients(objective, index=i), curvature.item_roots(objective, index=i))
+            for i in inside.split(chunk)
+        )
+        shared = objective.l2 + system.damping
+        updates.append(rif(parts, system, items=drawn, shared=shared))
+    if len(outside):
+        # without curvature of their own to take out
+        solution = system.solve(curvature.gradient_sum(objective, index=outside))
+        updates.append(Update(solution.x / (drawn - 1), (solution,)))
+    delta = sum(update.delta for update in updates) * (drawn - 1) / (removal.items - 1)
+    return Update(delta, tuple(s for update in updates for s in update.solutions))
+
+
 def _pif(removal: Removal) -> Update:
     return pif(removal.gradient, removal.system, removal.phi, **removal.sizes)
 
@@ -550,6 +641,7 @@ _UNSCALED = (
         function=_second_order_cubic,
         curved=True,
     ),
+    Estimator("rif", "RIF", function=_rif),
     Estimator("pif", "PIF", function=_pif, partial=True),
     Estimator("fif", "FIF", function=_fif, partial=True),
     Estimator("gif", "GIF", function=_gif, partial=True),

@@ -2,13 +2,14 @@
 
 Two kinds of system share one interface: `Dense` holds the matrix and its Cholesky factor, which
 every group shares; `MatrixFree` holds a product ``v -> A v`` and solves by preconditioned conjugate
-gradients. Both add ``damping`` times the identity to what they are given.
+gradients. Both add ``damping`` times the identity to what they are given, and take one right-hand
+side ``[P]`` or several as columns ``[P, M]``, which are then solved together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -27,15 +28,17 @@ class Solution:
     Attributes:
         x: the solution, the shape of the right-hand side.
         residual: ``‖b - A x‖ / ‖b‖``, computed from x itself; of several columns the largest.
-        iterations: of conjugate gradients; 0 for a direct solve.
+        iterations: of conjugate gradients; of several columns the most. 0 for a direct solve.
         converged: whether the residual is within the tolerance. Always true for what this module
             returns, since the rest raises; kept for tables.
+        residuals: that of each column, where the right-hand side had columns.
     """
 
     x: Tensor
     residual: float
     iterations: int
     converged: bool
+    residuals: tuple[float, ...] = ()
 
 
 class System(Protocol):
@@ -44,10 +47,13 @@ class System(Protocol):
     damping: float
 
     def apply(self, v: Tensor) -> Tensor:
-        """Compute ``A v``."""
+        """Compute ``A v`` for one vector ``[P]`` or columns ``[P, M]``."""
 
     def solve(self, b: Tensor) -> Solution:
-        """Solve ``A x = b``."""
+        """Solve ``A x = b`` for one vector ``[P]`` or columns ``[P, M]``."""
+
+    def at(self, damping: float) -> "System":
+        """Return the system at another damping."""
 
     def block(self, mask: Tensor) -> "System":
         """Return the block ``A_φφ`` of the parameters in a mask."""
@@ -93,13 +99,17 @@ class Dense:
         b = b.to(self.matrix)
         _check_finite(b, "the right-hand side")
         x = self.inverse(b)
-        residual = _relative(b - self.apply(x), b)
-        if not residual <= self.tolerance:
+        relative = _relative(b - self.apply(x), b)
+        if not (relative <= self.tolerance).all():
             raise SolveError(
-                f"the direct solve left a relative residual of {residual:.1e}, above "
+                f"the direct solve left a relative residual of {relative.max():.1e}, above "
                 f"{self.tolerance:.1e}; raise the damping above {self.damping:g}"
             )
-        return Solution(x, residual, 0, True)
+        return _solution(x, relative, 0)
+
+    def at(self, damping: float) -> "Dense":
+        """Return the system at another damping, to be factored anew."""
+        return replace(self, damping=damping)
 
     def block(self, mask: Tensor) -> "Dense":
         """Return the block ``A_φφ`` of the parameters in a bool mask ``[P]``."""
@@ -118,7 +128,8 @@ class MatrixFree:
     """A system known by its product alone, solved by `conjugate_gradient`.
 
     Attributes:
-        operator: ``v -> A v`` for ``[P]``, symmetric, without damping.
+        operator: ``v -> A v``, symmetric, without damping; for ``[P]``, and for columns ``[P, M]``
+            where several right-hand sides are to be solved together.
         damping: added to A.
         preconditioner: ``r -> M^-1 r`` with M near the damped A, such as `Dense.inverse`.
         tolerance: relative residual to reach.
@@ -136,7 +147,7 @@ class MatrixFree:
         return self.operator(v) + self.damping * v
 
     def solve(self, b: Tensor) -> Solution:
-        """Solve ``A x = b`` for one vector ``[P]``, see `conjugate_gradient`."""
+        """Solve ``A x = b`` for one vector ``[P]`` or columns, see `conjugate_gradient`."""
         return conjugate_gradient(
             self.apply,
             b,
@@ -144,6 +155,10 @@ class MatrixFree:
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
+
+    def at(self, damping: float) -> "MatrixFree":
+        """Return the system at another damping, with the same preconditioner."""
+        return replace(self, damping=damping)
 
     def block(self, mask: Tensor) -> "MatrixFree":
         """Return the block ``A_φφ`` of the parameters in a bool mask ``[P]``."""
@@ -169,8 +184,11 @@ def restrict(operator: Operator, mask: Tensor) -> Operator:
 
 
 def embed(values: Tensor, mask: Tensor) -> Tensor:
-    """Put values ``[|φ|]`` at the true entries of a bool mask ``[P]``, and zeros elsewhere."""
-    full = values.new_zeros(len(mask))
+    """Put values ``[|φ|]`` at the true entries of a bool mask ``[P]``, and zeros elsewhere.
+
+    Columns ``[|φ|, M]`` become columns ``[P, M]``.
+    """
+    full = values.new_zeros(len(mask), *values.shape[1:])
     full[mask] = values
     return full
 
@@ -185,68 +203,123 @@ def conjugate_gradient(
 ) -> Solution:
     """Solve ``A x = b`` by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
 
+    Columns run side by side, each with step lengths of its own, so that an iteration takes one
+    product with all columns that have not converged: `curvature.hessian_operator` shares its passes
+    through the network among them. A column that has converged is left out of later products.
+
     The residual that ends the iteration is computed afresh from x, since the recurrence drifts away
     from it in single precision; where they disagree the iteration starts again from x.
 
     Args:
-        operator: ``v -> A v``, symmetric positive definite.
-        b: ``[P]``; its dtype is that of the recurrence, so give float64.
-        preconditioner: ``r -> M^-1 r``, symmetric positive definite.
-        tolerance: relative residual to reach.
+        operator: ``v -> A v``, symmetric positive definite, for what has the shape of b, of columns
+            also fewer than b has.
+        b: ``[P]`` or columns ``[P, M]``; its dtype is that of the recurrence, so give float64.
+        preconditioner: ``r -> M^-1 r``, symmetric positive definite, likewise.
+        tolerance: relative residual to reach, in every column.
         max_iterations: products in the recurrence after which to give up.
 
     Raises:
-        SolveError: A or M is not positive definite, a value is not finite, or no convergence.
+        SolveError: A or M is not positive definite, a value is not finite, or no convergence, in
+            any column, which the message names.
     """
     _check_finite(b, "the right-hand side")
     precondition = preconditioner or (lambda r: r)
-    x, iterations = torch.zeros_like(b), 0
-    residual = b.clone()
-    while (relative := _relative(residual, b)) > tolerance:
-        if iterations >= max_iterations:
-            raise SolveError(
-                f"conjugate gradients left a relative residual of {relative:.1e} after {iterations} "
-                f"iterations, above {tolerance:.1e}; raise the damping, the tolerance or "
-                "max_iterations, or give a preconditioner"
-            )
-        step, used = _run(
-            operator, residual, precondition, tolerance * b.norm(), max_iterations - iterations
-        )
-        x, iterations = x + step, iterations + used
-        residual = b - operator(x)
+    if b.ndim == 1:
+        operator, precondition = _one_column(operator), _one_column(precondition)
+    columns = b.reshape(len(b), -1)
+    x, residual = torch.zeros_like(columns), columns.clone()
+    iterations = torch.zeros(columns.shape[1], dtype=torch.long)
+    while len(active := _above(relative := _relative(residual, columns), tolerance)):
+        left = max_iterations - int(iterations[active].max())
+        if left <= 0:
+            _refuse(relative, iterations, tolerance)
+        target = tolerance * columns.norm(dim=0)
+        iterations += _run(operator, precondition, x, residual, target, active, limit=left)
+        residual[:, active] = columns[:, active] - operator(x[:, active])
         _check_finite(residual, "the product with the curvature")
-    return Solution(x, relative, iterations, True)
+    relative = relative if b.ndim == 2 else relative[0]
+    return _solution(x.view_as(b), relative, int(iterations.max()))
+
+
+def _one_column(operator: Operator) -> Operator:
+    """Turn a product for ``[P]`` into one for ``[P, 1]``."""
+    return lambda v: operator(v[:, 0])[:, None]
+
+
+def _above(relative: Tensor, tolerance: float) -> Tensor:
+    """Return the numbers of the columns whose residual is above the tolerance."""
+    return (relative > tolerance).nonzero().squeeze(1)
 
 
 def _run(
-    operator: Operator, b: Tensor, precondition: Operator, target: Tensor, limit: int
-) -> tuple[Tensor, int]:
-    """Run the recurrence until its own residual is within target; return x and the iterations."""
-    x, r = torch.zeros_like(b), b.clone()
-    z = precondition(r)
-    p, rz = z, _positive(r @ z, "the preconditioner")
-    for iteration in range(1, limit + 1):
+    operator: Operator,
+    precondition: Operator,
+    x: Tensor,
+    residual: Tensor,
+    target: Tensor,
+    active: Tensor,
+    *,
+    limit: int,
+) -> Tensor:
+    """Run the recurrence from x until its own residuals are within target; x moves in place.
+
+    Args:
+        operator, precondition: see `conjugate_gradient`.
+        x: ``[P, M]``.
+        residual: ``[P, M]``, at x.
+        target: ``[M]``, norm to reach.
+        active: numbers of the columns to run.
+        limit: iterations at most.
+
+    Returns:
+        the iterations that each column took ``[M]``.
+    """
+    count = x.shape[1]
+    used, r = torch.zeros(count, dtype=torch.long), residual[:, active]
+    p = precondition(r)
+    rz = _positive((r * p).sum(0), "the preconditioner", active, count)
+    for _ in range(limit):
         product = operator(p)
-        alpha = rz / _positive(p @ product, "the curvature")
-        x, r = x + alpha * p, r - alpha * product
-        if r.norm() <= target:
-            return x, iteration
+        alpha = rz / _positive((p * product).sum(0), "the curvature", active, count)
+        x[:, active] += alpha * p
+        used[active] += 1
+        r = r - alpha * product
+        going = r.norm(dim=0) > target[active]
+        if not going.any():
+            break
+        active, r, p, before = active[going], r[:, going], p[:, going], rz[going]
         z = precondition(r)
-        rz, before = _positive(r @ z, "the preconditioner"), rz
+        rz = _positive((r * z).sum(0), "the preconditioner", active, count)
         p = z + rz / before * p
-    return x, limit
+    return used
 
 
-def _positive(quadratic: Tensor, name: str) -> Tensor:
-    """Return a quadratic form, and refuse one that is not above zero."""
-    _check_finite(quadratic, f"the product with {name}")
-    if quadratic <= 0:
+def _positive(quadratics: Tensor, name: str, active: Tensor, columns: int) -> Tensor:
+    """Return the quadratic forms of the active columns, and refuse one that is not above zero."""
+    _check_finite(quadratics, f"the product with {name}")
+    lowest, where = quadratics.min(0)
+    if lowest <= 0:
         raise SolveError(
             f"{name} is not positive definite: a direction has the quadratic form "
-            f"{quadratic.item():.1e}; raise the damping, or take the Gauss-Newton matrix, which "
-            "has no negative eigenvalue"
+            f"{lowest.item():.1e}{_place(active[where], columns)}; raise the damping, or take the "
+            "Gauss-Newton matrix, which has no negative eigenvalue"
         )
-    return quadratic
+    return quadratics
+
+
+def _refuse(relative: Tensor, iterations: Tensor, tolerance: float) -> NoReturn:
+    """Raise for the column with the largest residual."""
+    largest, where = relative.max(0)
+    raise SolveError(
+        f"conjugate gradients left a relative residual of {largest:.1e} after "
+        f"{int(iterations[where])} iterations{_place(where, len(relative))}, above {tolerance:.1e}; "
+        "raise the damping, the tolerance or max_iterations, or give a preconditioner"
+    )
+
+
+def _place(column: Tensor, columns: int) -> str:
+    """Say which of several right-hand sides a message is about, counted from 0."""
+    return f" for column {int(column)} of {columns}" if columns > 1 else ""
 
 
 def cholesky(matrix: Tensor, *, damping: float = 0.0) -> Tensor:
@@ -274,11 +347,17 @@ def cholesky(matrix: Tensor, *, damping: float = 0.0) -> Tensor:
     return lower
 
 
-def _relative(residual: Tensor, b: Tensor) -> float:
-    """Return ``‖residual‖ / ‖b‖``, of several columns the largest; 0 where b is 0."""
+def _relative(residual: Tensor, b: Tensor) -> Tensor:
+    """Return ``‖residual‖ / ‖b‖`` of each column, a scalar of one vector; 0 where b is 0."""
     norms, scales = residual.norm(dim=0), b.norm(dim=0)
     # a column of zeros has the solution zero, whose residual is zero as well
-    return torch.where(scales > 0, norms / scales, norms).max().item()
+    return torch.where(scales > 0, norms / scales, norms)
+
+
+def _solution(x: Tensor, relative: Tensor, iterations: int) -> Solution:
+    """Record a solution and its residuals, those of columns or a scalar."""
+    residuals = tuple(relative.tolist()) if relative.ndim else ()
+    return Solution(x, relative.max().item(), iterations, True, residuals)
 
 
 def _check_finite(values: Tensor, name: str) -> None:

@@ -94,19 +94,20 @@ class Thin:
         return other
 
     def apply(self, v: Tensor) -> Tensor:
-        """Compute ``A v`` for ``[P]``, in float64."""
+        """Compute ``A v`` for ``[P]`` or columns ``[P, M]``, in float64."""
         inner = self._forward(v.double())
         if self.core is not None:
             inner = self.core.matrix @ inner
         return self._backward(inner) + self.damping * v
 
     def inverse(self, b: Tensor) -> Tensor:
-        """Compute ``A^-1 b`` for ``[P]`` without looking at the residual."""
-        inner = torch.cholesky_solve(self._forward(b)[:, None], self.lower)[:, 0]
-        return (b - self._backward(inner)) / self.damping
+        """Compute ``A^-1 b`` for ``[P]`` or columns, without looking at the residual."""
+        inner = self._forward(b)
+        solved = torch.cholesky_solve(inner.reshape(len(inner), -1), self.lower)
+        return (b - self._backward(solved.view_as(inner))) / self.damping
 
     def solve(self, b: Tensor) -> Solution:
-        """Solve ``A x = b`` for ``[P]``.
+        """Solve ``A x = b`` for ``[P]`` or columns ``[P, M]``.
 
         Raises:
             SolveError: not positive definite, not finite, or a residual above the tolerance.
@@ -131,7 +132,7 @@ class Thin:
         return torch.cat([part.double() @ v for part in self.rows.split(256)])
 
     def _backward(self, w: Tensor) -> Tensor:
-        total = w.new_zeros(self.rows.shape[1])
+        total = w.new_zeros(self.rows.shape[1], *w.shape[1:])
         for part, weights in zip(self.rows.split(256), w.split(256), strict=True):
             total += part.double().T @ weights
         return total
