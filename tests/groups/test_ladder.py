@@ -303,7 +303,7 @@ def climb(folder: Path, **changed: float) -> dict:
         "data": data, "original": original, "models": models, "requests": [request],
         "estimators": [ESTIMATORS[name] for name in ladder.ESTIMATED], "recipe": recipe,
         "damping": 0.05, "seed": 0,
-        "settings": Settings(**settings | {"iterations": 50, "tolerance": 0.05} | changed),
+        "settings": Settings(**settings | {"iterations": 50, "tolerance": 0.2} | changed),
     }  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def test_a_climb_reaches_every_rung(tmp_path: Path):
         assert rows[rung]["self_loss"] > rows["original"]["self_loss"]
         assert rows[rung]["seconds"] > 0
     assert rows["newton"]["residual"] < 1e-5
-    assert rows["pbrf"]["gradient_ratio"] <= 0.05 and pd.isna(rows["pbrf"]["reason"])
+    assert rows["pbrf"]["gradient_ratio"] <= 0.2 and pd.isna(rows["pbrf"]["reason"])
     again = ladder.run(**arguments)
     assert records.to_bytes(records.plain(again)) == records.to_bytes(result)
 
