@@ -367,3 +367,81 @@ def test_too_many_unconverged_responses_end_the_stage():
     ):
         ladder.check_converged(table, limit=0.2)
     assert ladder.check_converged(responses(None), limit=0) == "0 of 1 responses did not converge"
+
+
+# ----------------------------------------------------------------------------------- over seeds
+
+
+def seeds_table(**changed: float) -> pd.DataFrame:
+    """Make a table of two groups and three seeds by hand: originals at 1, cold at 1 + change."""
+    luck = {"random": [0.1, 0.2, 0.6], "coherent": [2.0, 3.0, 4.0]}
+    rows = []
+    for mode, changes in luck.items():
+        for seed, change in enumerate(changes):
+            rungs = {"original": 0.0, "cold": change, "newton": 0.3} | changed
+            rows += [
+                {"mode": mode, "label": pd.NA if mode == "random" else 8, "size": 5, "percent": 1.0,
+                 "seed": seed, "rung": rung}
+                | dict.fromkeys(ladder.SCORES, 1 + value)
+                for rung, value in rungs.items()
+            ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"label": "Int64"})
+
+
+def test_the_mean_over_seeds_is_a_rung_with_its_standard_error():
+    table = ladder.with_seed_mean(seeds_table())
+    assert table["rung"].to_list() == ["original", "seed_mean", "cold", "newton"] * 6
+    found = table[table["rung"] == "seed_mean"].set_index(["mode", "seed"])
+    for seed in range(3):
+        assert found.loc[("random", seed), "self_loss"] == pytest.approx(1.3)
+        assert found.loc[("coherent", seed), "test_loss"] == pytest.approx(4.0)
+    # standard deviations 0.2646 and 1, over the root of three
+    assert found.loc[("random", 0), "self_loss_error"] == pytest.approx(0.07**0.5 / 3**0.5)
+    assert found.loc[("coherent", 2), "test_accuracy_error"] == pytest.approx(3**-0.5)
+    assert set(found["seeds"]) == {3}
+    assert set(found["percent"]) == {1.0}
+
+
+def test_the_mean_over_one_seed_has_no_error():
+    table = seeds_table()
+    found = ladder.with_seed_mean(table[table["seed"] == 1])
+    mean = found[found["rung"] == "seed_mean"]
+    assert set(mean["seeds"]) == {1} and mean["self_loss_error"].isna().all()
+
+
+def test_a_mean_over_seeds_without_a_retrain_is_refused():
+    table = seeds_table()
+    gone = (table["mode"] == "random") & (table["seed"] == 2) & (table["rung"] == "cold")
+    with pytest.raises(
+        ValueError, match=r"'random'.*seeds \[0, 1, 2\] and cold retrains of \[0, 1\]: give both"
+    ):
+        ladder.with_seed_mean(table[~gone])
+
+
+def test_rungs_are_measured_against_their_seed_and_against_the_mean():
+    found = ladder.explained(ladder.with_seed_mean(seeds_table())).set_index(["mode", "rung"])
+    newton, cold = found.loc[("random", "newton")], found.loc[("random", "cold")]
+    assert newton["self_share"] == pytest.approx(0.9 / 0.9)
+    assert newton["self_to_mean"] == pytest.approx(0)
+    assert newton["self_to_seed"] == pytest.approx(((0.2**2 + 0.1**2 + 0.3**2) / 3) ** 0.5)
+    assert cold["self_to_seed"] == 0
+    assert cold["self_to_mean"] == pytest.approx(newton["self_to_seed"])
+    assert newton["test_error"] == pytest.approx((0.07 / 3) ** 0.5)
+    assert found.loc[("coherent", "newton"), "test_share"] == pytest.approx(0.1)
+    assert found.loc[("coherent", "seed_mean"), "self_share"] == pytest.approx(1)
+    assert set(found["groups"]) == {3} and set(found["left_out"]) == {0}
+    assert "original" not in found.index.get_level_values("rung")
+
+
+def test_a_rung_that_a_seed_lacks_leaves_that_seed_out():
+    table = seeds_table(pbrf=0.5)
+    lacking = (table["rung"] == "pbrf") & (table["mode"] == "random") & (table["seed"] == 2)
+    lacking |= (table["rung"] == "pbrf") & (table["mode"] == "coherent")
+    table.loc[lacking, ladder.SCORES] = float("nan")
+    found = ladder.explained(ladder.with_seed_mean(table)).set_index(["mode", "rung"])
+    some, none = found.loc[("random", "pbrf")], found.loc[("coherent", "pbrf")]
+    assert (some["groups"], some["left_out"]) == (2, 1)
+    assert some["self_share"] == pytest.approx(1.0 / 0.3)  # of the cold retrains of seeds 0 and 1
+    assert some["self_to_seed"] == pytest.approx(((0.4**2 + 0.3**2) / 2) ** 0.5)
+    assert (none["groups"], none["left_out"]) == (0, 3)
+    assert none.filter(regex="self|test").isna().all()

@@ -6,6 +6,7 @@ Retraining and influence functions answer different questions of a deep network,
 ====================  ==============================================  =====================
 rung                  what it is                                      gap to the next
 ====================  ==============================================  =====================
+``seed_mean``         mean over seeds of what ``cold`` changes        luck of a seed
 ``cold``              trained without U from fresh weights            warm start
 ``warm``              trained without U from θ̂, same recipe           proximity
 ``proximal``          as warm, with a term that holds θ near θ̂        non-convergence
@@ -15,7 +16,7 @@ rung                  what it is                                      gap to the
 ``first_order``       one term
 ====================  ==============================================  =====================
 
-S has n items, U has m of them. Gradients at θ̂ are those of all items; curvature is that of a random
+The first rung has no network, see `with_seed_mean`. S has n items, U has m of them. Gradients at θ̂ are those of all items; curvature is that of a random
 sample C of S.
 """
 
@@ -40,6 +41,7 @@ from torch.nn import functional as F
 from unlearnlib.data import datasets
 from unlearnlib.data.datasets import Dataset
 from unlearnlib.data.requests import Group, rest
+from unlearnlib.groups.tables import SCORES
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.estimators import Estimator, Removal, apply_update
@@ -51,6 +53,7 @@ from unlearnlib.models.training import Recipe, fit
 from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline.records import Record
 
+GROUP = ["mode", "label", "size"]  # columns that name a group, but for its seed
 RETRAINED = ("cold", "warm")
 ESTIMATED = ("newton", "second_order", "first_order")  # names of estimators
 RUNGS = ("original", *RETRAINED, "proximal", "pbrf", *ESTIMATED)
@@ -657,3 +660,87 @@ def _distances(pairs: dict[str, Tensor], rung: int) -> dict[str, float]:
         for other, at in others.items()
         if at < len(RUNGS)
     }
+
+
+# ------------------------------------------------------------------------------ over seeds
+
+
+def with_seed_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the rung ``seed_mean``: what retraining does to a score in the mean over seeds.
+
+    The outcome of one retraining is one draw from a distribution, whose mean is what an estimate
+    can be asked for: the expected change, the mean of d-TDA (arXiv 2506.12965). The paper holds the
+    group fixed and varies the randomness of training. Here each seed draws its own group of the
+    same kind and size as well, so that the mean runs over draws and training alike.
+
+    Args:
+        table: of `table_rows`, with ``original`` and ``cold`` of every group and seed.
+
+    Returns:
+        the table with a row more for each group and seed, behind the original's. Its scores are
+        those of the seed's original plus the mean over seeds of (cold retrain - original), in
+        percent and nats; ``<score>_error`` is the standard error of that mean, NaN for one seed;
+        ``seeds`` how many there are.
+
+    Raises:
+        ValueError: a group and seed without one of the two.
+    """
+    table = table.reset_index(drop=True)
+    added = []
+    for key, group in table.groupby(GROUP, sort=False, dropna=False):
+        original, cold = (group[group["rung"] == rung] for rung in ("original", "cold"))
+        if sorted(original["seed"]) != sorted(cold["seed"]):
+            raise ValueError(
+                f"the group {key} has originals of seeds {original['seed'].to_list()} and cold "
+                f"retrains of {cold['seed'].to_list()}: give both of every seed"
+            )
+        changes = cold.set_index("seed")[SCORES] - original.set_index("seed")[SCORES]
+        rows = original[[*GROUP, "percent", "seed"]].assign(rung="seed_mean", seeds=len(changes))
+        rows[SCORES] = original[SCORES] + changes.mean()
+        rows[[f"{score}_error" for score in SCORES]] = changes.sem().to_list()
+        added.append(rows.set_axis(rows.index + 0.5))
+    return pd.concat([table, *added]).sort_index().reset_index(drop=True)
+
+
+def explained(table: pd.DataFrame) -> pd.DataFrame:
+    """Measure how much of the change of losses each rung makes, and how far it is from it.
+
+    A change is the loss of a rung less that of the original of the same group and seed.
+
+    Args:
+        table: of `with_seed_mean`.
+
+    Returns:
+        a row for each mode and rung but the original: ``groups`` (groups and seeds that have the
+        rung) and ``left_out`` (those that have not); and for ``self`` and ``test``
+        ``<part>_share``, the sum of its changes over that of the cold retrain, of the groups that
+        it has; ``<part>_to_seed`` and ``<part>_to_mean``, the root mean square, in nats, of its
+        change less that of the cold retrain of the same seed, and less the mean over seeds;
+        and ``<part>_error``, that of the standard errors of the mean. NaN where no group is left.
+    """
+    wide = table.set_index([*GROUP, "seed", "rung"])
+    rows = []
+    for mode, rung in table[["mode", "rung"]].drop_duplicates().itertuples(index=False):
+        if rung == "original":
+            continue
+        row: dict[str, Any] = {"mode": mode, "rung": rung}
+        for part in ("self", "test"):
+            losses = wide.loc[[mode], f"{part}_loss"].unstack("rung")
+            error = wide.loc[[mode], f"{part}_loss_error"].unstack("rung")["seed_mean"]
+            there = losses[rung].notna()
+            row |= {"groups": int(there.sum()), "left_out": int((~there).sum())}
+            changes = losses.sub(losses["original"], axis=0)[there]
+            rest = {"seed": changes["cold"], "mean": changes["seed_mean"]}
+            row[f"{part}_share"] = _ratio(changes[rung].sum(), changes["cold"].sum(), there.any())
+            row |= {f"{part}_to_{name}": _rms(changes[rung] - one) for name, one in rest.items()}
+            row[f"{part}_error"] = _rms(error[there])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _ratio(change: float, whole: float, known: bool) -> float:
+    return change / whole if known else nan
+
+
+def _rms(values: pd.Series) -> float:
+    return float((values**2).mean() ** 0.5)
