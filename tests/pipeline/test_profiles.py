@@ -117,6 +117,8 @@ BAD = [
     ("scaling.random_sizes", [351], "holds 351, which is not among study.random_sizes: 350"),
     ("coherence.pools", [[100, 60]], "pools holds 60 neighbours of 100 items"),
     ("ladder.coherent_sizes", [36], "holds 36, which is not among study.coherent_sizes: 35, 210"),
+    ("coherence.anchors", 1, "= 1: should be greater than or equal to 2"),
+    ("coherence.anchors", 200, "anchors=200 of 100 items: give 2 to 100"),
     ("ladder.tolerance", 0, "= 0: should be greater than 0"),
     ("ladder.tolerance", 1, "= 1: should be less than 1"),
     ("ladder.unconverged_limit", 2, "= 2: should be less than or equal to 1"),
