@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import influence_tasks
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import toys
@@ -78,6 +80,88 @@ def test_random_groups_are_of_the_size_and_repeatable():
     everything = coherence.random_coherences(x @ x.T, size=20, repeats=3, seed=0)
     whole = coherence.coherence(x @ x.T, torch.arange(20))
     torch.testing.assert_close(everything, torch.full((3,), whole).double())
+
+
+# ------------------------------------------------------------------------ neighbours of an item
+
+
+def test_groups_are_measured_as_by_explicit_influences():
+    x, groups = rows(), torch.tensor([[2, 5, 17], [0, 1, 29]])
+    found = coherence.measure(x @ x.T, groups)
+    for number, group in enumerate(groups):
+        inside = x[group]
+        assert found["norm_of_sum"][number] == pytest.approx(inside.sum(0).norm().item())
+        assert found["mean_norm"][number] == pytest.approx(inside.norm(dim=1).mean().item())
+        angles = 1 - cdist(inside.numpy(), inside.numpy(), "cosine")
+        assert found["cosine"][number] == pytest.approx((angles.sum() - 3) / 6)
+
+
+def test_an_item_without_influence_is_orthogonal_to_all():
+    x = torch.tensor([[1.0, 0], [2, 0], [0, 0]]).double()
+    found = coherence.measure(x @ x.T, torch.tensor([[0, 1, 2], [0, 2, 1]]))
+    torch.testing.assert_close(found["cosine"], torch.full((2,), 1 / 3).double())
+
+
+def test_pairs_need_two_items():
+    with pytest.raises(ValueError, match="groups of 1 items have no pairs; give at least 2"):
+        coherence.measure(torch.eye(3).double(), torch.tensor([[0]]))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_neighbours_are_those_of_the_item_and_not_of_the_centroid(metric: str):
+    features = rows(20, 4)
+    near, far = coherence.around(features, torch.tensor([7, 0]), k=5, metric=metric)
+    apart = torch.from_numpy(cdist(features.numpy(), features.numpy(), metric))
+    for line, anchor in enumerate([7, 0]):
+        order = [i for i in apart[anchor].argsort().tolist() if i != anchor]
+        assert near[line].tolist() == order[:5]
+        assert far[line].tolist() == order[::-1][:5]
+
+
+def test_all_but_the_anchor_are_the_most_neighbours_there_are():
+    with pytest.raises(ValueError, match="k=6 of 5 items of label 0: give 1 to 5"):
+        coherence.around(rows(6, 2), torch.tensor([1]), k=6, metric="euclidean")
+
+
+def anchored(contrasts: dict[str, list[float]]) -> pd.DataFrame:
+    """Make measured anchors of which every measure has the given contrasts, by space."""
+    return pd.DataFrame(
+        {"label": 0, "seed": 0, "items": 9, "neighbours": 2, "metric": "cosine", "gradient": "loss",
+         "space": space, "anchor": anchor, "norm_of_sum_nearest": 2.0,
+         "norm_of_sum_farthest": 2 * np.exp(value), "mean_norm_nearest": 1.0,
+         "mean_norm_farthest": np.exp(-value), "cosine_nearest": 0.5 + value,
+         "cosine_farthest": 0.5}
+        for space, values in contrasts.items()
+        for anchor, value in enumerate(values)
+    )  # fmt: skip
+
+
+def test_the_space_with_the_larger_contrast_tells_more():
+    compact, vit = [0.5, 0.6, 0.7, 0.6], [0.1, 0.2, 0.1, 0.3]
+    found = coherence.conventions(anchored({"compact": compact, "vit": vit})).set_index("measure")
+    assert list(found.index) == list(coherence.MEASURES)
+    assert found["verdict"].to_list() == ["holds"] * 3  # whichever the direction of the contrast
+    assert found.loc["norm_of_sum", "compact"] == pytest.approx(0.6)
+    assert found.loc["mean_norm", "compact"] == pytest.approx(-0.6)
+    assert found.loc["cosine", "vit"] == pytest.approx(0.175)
+    expected = stats.ttest_rel(compact, vit).confidence_interval()
+    row = found.loc["mean_norm"]
+    assert row["difference"] == pytest.approx(0.425)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(tuple(expected))
+    turned = coherence.conventions(anchored({"compact": vit, "vit": compact}))
+    assert turned["verdict"].to_list() == ["reverses"] * 3
+    mixed = coherence.conventions(anchored({"compact": compact, "vit": [0.9, 0.3, 0.8, 0.5]}))
+    assert mixed["verdict"].to_list() == ["undecided"] * 3
+
+
+def test_spaces_that_cannot_be_paired_are_refused():
+    table = anchored({"compact": [0.5, 0.6], "vit": [0.1, 0.2]})
+    with pytest.raises(ValueError, match=r"features of \['compact'\]: give two spaces"):
+        coherence.conventions(table[table["space"] == "compact"])
+    with pytest.raises(ValueError, match="an anchor without a contrast in one space; measure"):
+        coherence.conventions(table.iloc[:-1])
+    with pytest.raises(ValueError, match="norm_of_sum of .*look for groups without influence"):
+        coherence.conventions(table.assign(norm_of_sum_nearest=0.0))
 
 
 # ---------------------------------------------------------------------------------- comparisons
@@ -176,7 +260,8 @@ def test_what_cannot_be_compared_is_refused(call, message: str):
 # ------------------------------------------------------------------------------------------ run
 
 
-SETTINGS = {"pools": ((12, 3), (18, 7)), "curvature_items": 40, "repeats": 20, "pairs": 50}
+SETTINGS = {"pools": ((12, 3), (18, 7)), "curvature_items": 40, "repeats": 20, "pairs": 50,
+            "anchors": 4}  # fmt: skip
 
 
 @pytest.fixture
@@ -229,9 +314,30 @@ def test_a_smaller_pool_is_measured_as_if_it_were_drawn_alone(arguments: dict):
         assert {key: one[key] for key in numbers} == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_pool_whose_ends_would_overlap_is_refused():
-    with pytest.raises(ValueError, match="nearest and farthest would overlap; give 1 to 9"):
-        Settings(**SETTINGS | {"pools": ((18, 11),)})
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pools": ((18, 9),)}, "9 neighbours of 18 items.*would overlap; give 2 to 8"),
+        ({"pools": ((18, 1),)}, "1 neighbours of 18 items.*no pairs; give 2 to 8"),
+        ({"anchors": 13}, "anchors=13 of 12 items: give 2 to 12"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(changed: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Settings(**SETTINGS | changed)
+
+
+def test_a_run_measures_the_neighbours_of_anchors(arguments: dict):
+    result = coherence.run(**arguments)
+    found = pd.DataFrame(result["anchors"])
+    assert len(found) == 2 * 2 * 2 * 2 * 4
+    assert {type(value) for row in result["anchors"] for value in row.values()} == {int, float, str}
+    # the same anchors in both spaces, which pairs them
+    for _, cell in found.groupby(coherence.CONVENTION):
+        compact, vit = (set(part["anchor"]) for _, part in cell.groupby("space"))
+        assert compact == vit and len(compact) == 4
+    table = coherence.conventions(found.assign(label=3, seed=0))
+    assert len(table) == 2 * 2 * 2 * 3 and set(table["anchors"]) == {4}
 
 
 def test_a_run_refuses_a_pool_above_its_class(arguments: dict):

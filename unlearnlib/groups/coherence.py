@@ -18,6 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import pandas as pd
 import torch
 from annotated_types import Ge, MinLen
 from scipy import stats
@@ -32,10 +34,17 @@ from unlearnlib.groups import geometry, partitions
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.solvers import Dense
+from unlearnlib.measures import statistics
 from unlearnlib.models import checkpoints, networks
 from unlearnlib.pipeline import seeds
 
 GRADIENTS = ("item", "loss")
+CONVENTION = ["items", "neighbours", "metric", "gradient"]
+MEASURES = {  # of a group around an item: what it is called, and whether ends are set off by a ratio
+    "norm_of_sum": ("norm of the summed influence", True),
+    "mean_norm": ("mean of the items' norms", True),
+    "cosine": ("cosine of items' influences", False),
+}
 
 
 # ----------------------------------------------------------------------------------- influences
@@ -116,6 +125,118 @@ def _ratios(gram: Tensor, inside: Tensor) -> Tensor:
     if not (single > 0).all():
         raise ValueError("a group of influences that are all 0 has no coherence; look at the loss")
     return ((inside @ gram) * inside).sum(1).clamp_min(0).sqrt() / single
+
+
+# ------------------------------------------------------------------------ neighbours of an item
+
+
+def measure(gram: Tensor, groups: Tensor) -> dict[str, Tensor]:
+    """Measure the influence of groups of k items, by norms and by directions.
+
+    Args:
+        gram: K, ``[M, M]``.
+        groups: positions ``[G, k]``, no item twice in a group.
+
+    Returns:
+        for each of `MEASURES` float64 ``[G]``: ``norm_of_sum`` ``‖Σ_U x_u‖``, which grows with k and
+        with how well the influences add up; ``mean_norm`` ``(1/k) Σ_U ‖x_u‖``, both in units of the
+        parameters times n; ``cosine``, the mean of ``cos(x_u, x_v)`` over pairs of different items,
+        in which one without influence is orthogonal to all.
+
+    Raises:
+        ValueError: groups of fewer than two items, which have no pairs.
+    """
+    if groups.shape[1] < 2:
+        raise ValueError(f"groups of {groups.shape[1]} items have no pairs; give at least 2")
+    inside = torch.zeros(len(groups), len(gram)).to(gram).scatter_(1, groups, 1.0)
+    size, k = norms(gram), groups.shape[1]
+    directed = inside / torch.where(size > 0, size, torch.inf)
+    alive = (inside * (size > 0)).sum(1)  # each is a pair with itself, of cosine 1
+    return {
+        "norm_of_sum": ((inside @ gram) * inside).sum(1).clamp_min(0).sqrt(),
+        "mean_norm": inside @ size / k,
+        "cosine": (((directed @ gram) * directed).sum(1) - alive) / (k * (k - 1)),
+    }
+
+
+def around(features: Tensor, anchors: Tensor, *, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Find the k nearest and the k farthest neighbours of items, among all others.
+
+    Args:
+        features: ``[M, D]``.
+        anchors: positions ``[A]``; no anchor is a neighbour of its own.
+        k: how many.
+        metric: see `geometry.distances`.
+
+    Returns:
+        positions ``[A, k]`` of the nearest and of the farthest.
+
+    Raises:
+        ValueError: k below 1 or above ``M - 1``; or as in `geometry.neighbours`.
+    """
+    ends: dict[bool, list[Tensor]] = {False: [], True: []}
+    for anchor in anchors.tolist():
+        others = torch.zeros(len(features), dtype=torch.int64)
+        others[anchor] = 1
+        options = {"label": 0, "k": k, "anchor": features[anchor], "metric": metric}
+        for farthest, found in ends.items():
+            found.append(geometry.neighbours(features, others, farthest=farthest, **options))
+    return torch.stack(ends[False]), torch.stack(ends[True])
+
+
+def conventions(anchors: pd.DataFrame) -> pd.DataFrame:
+    """Ask by each convention whether one feature space tells more of influences than the other.
+
+    A space tells something where the nearest neighbours of an item differ from the farthest. For
+    norms the contrast is ``ln(far / near)``, above 0 where the far ones have the larger; for cosines
+    ``near - far``, above 0 where the near ones move the parameters more alike. A contrast tells as
+    much as it is far from 0, in either direction: the spaces are compared by ``|mean contrast|``,
+    anchor by anchor, with the sign that each space has in the mean.
+
+    Args:
+        anchors: of `run`, the ``anchors`` of one or more runs, with ``label`` and ``seed``.
+
+    Returns:
+        a row for each convention (``items``, ``neighbours``, ``metric``, ``gradient``, ``measure``):
+        ``anchors``, how many; for each space its mean contrast ``<space>`` with a 95 % interval
+        over anchors (Student's t; ``_low``, ``_high``); ``difference``, that of the first space
+        (compact) less the second's (vit), with its interval; and ``verdict``: ``holds`` where the
+        interval is above 0, so that the first tells more, ``reverses`` where it is below,
+        ``undecided`` else.
+
+    Raises:
+        ValueError: not two spaces, or an anchor that is not measured in both.
+    """
+    spaces = list(dict.fromkeys(anchors["space"]))
+    if len(spaces) != 2:
+        raise ValueError(f"features of {spaces}: give two spaces to compare")
+    rows = []
+    for key, cell in anchors.groupby(CONVENTION, sort=False):
+        for name, (_, ratio) in MEASURES.items():
+            near, far = (cell[f"{name}_{end}"] for end in ("nearest", "farthest"))
+            contrast = np.log(far / near) if ratio else near - far
+            paired = cell.assign(contrast=contrast).pivot(
+                index=["label", "seed", "anchor"], columns="space", values="contrast"
+            )
+            if not np.isfinite(paired.to_numpy()).all():
+                raise ValueError(
+                    f"{name} of {key}: an anchor without a contrast in one space; measure every "
+                    "anchor in both, and look for groups without influence"
+                )
+            row = dict(zip(CONVENTION, key, strict=True)) | {"measure": name}
+            rows.append(row | _between(paired[spaces[0]], paired[spaces[1]]))
+    return pd.DataFrame(rows)
+
+
+def _between(one: pd.Series, other: pd.Series) -> dict[str, Any]:
+    """Compare how far the contrasts of two spaces, paired by anchor, are from 0."""
+    row: dict[str, Any] = {"anchors": len(one)}
+    strength = np.sign(one.mean()) * one - np.sign(other.mean()) * other
+    for name, values in {one.name: one, other.name: other, "difference": strength}.items():
+        found = statistics.mean_interval(values.to_list())
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+    above, below = row["difference_low"] > 0, row["difference_high"] < 0
+    return row | {"verdict": "holds" if above else "reverses" if below else "undecided"}
 
 
 # ---------------------------------------------------------------------------------- comparisons
@@ -222,23 +343,30 @@ class Settings:
         curvature_items: training items that form H, drawn at random; at most all.
         repeats: random groups of k items.
         pairs: pairs of items for the correlation of similarities.
+        anchors: items whose own neighbours are measured, drawn from each pool.
 
     Raises:
-        ValueError: neighbours that would be both nearest and farthest.
+        ValueError: neighbours that would be both nearest and farthest, fewer than two, which have no
+            pairs, or more anchors than a pool has items.
     """
 
     pools: Annotated[tuple[tuple[int, int], ...], MinLen(1)]
     curvature_items: Annotated[int, Ge(1)]
     repeats: Annotated[int, Ge(1)]
     pairs: Annotated[int, Ge(3)]
+    anchors: Annotated[int, Ge(2)]
 
     def __post_init__(self) -> None:
         for items, neighbours in self.pools:
-            if not 1 <= neighbours <= items // 2:
+            most = (items - 1) // 2  # the anchor is neither
+            if not 2 <= neighbours <= most:
+                why = "have no pairs" if neighbours < 2 else "would overlap"
                 raise ValueError(
                     f"pools holds {neighbours} neighbours of {items} items: nearest and farthest "
-                    f"would overlap; give 1 to {items // 2}"
+                    f"{why}; give 2 to {most}"
                 )
+            if self.anchors > items:
+                raise ValueError(f"anchors={self.anchors} of {items} items: give 2 to {items}")
 
 
 def run(
@@ -265,7 +393,9 @@ def run(
         seed: of all draws.
 
     Returns:
-        ``rows``, one for each pool, space, metric and kind of gradient; ``norms`` (a tensor ``[M]``
+        ``rows``, one for each pool, space, metric and kind of gradient; ``anchors``, one for each of
+        these and anchor (its position in the pool), with `MEASURES` of its ``_nearest`` and its
+        ``_farthest`` neighbours; ``norms`` (a tensor ``[M]``
         for each kind), ``losses`` ``[M]`` and ``distances`` (``space-metric`` to ``[M]``) of the
         largest pool; ``residual``, the largest of the solves.
 
@@ -278,13 +408,16 @@ def run(
     pools = sorted(settings.pools)
     drawn = Group("coherent", label, pools[-1][0], seed).positions(labels)
     pool, residual = _measured(objective, system, drawn, spaces)
-    rows = []
+    rows, anchors = [], []
     for items, neighbours in pools:
         # draws of one seed are nested, so a smaller pool is part of the largest
         smaller = Group("coherent", label, items, seed).positions(labels)
-        rows += _rows(pool.part(torch.searchsorted(drawn, smaller)), neighbours, settings, seed)
+        part = pool.part(torch.searchsorted(drawn, smaller))
+        rows += _rows(part, neighbours, settings, seed)
+        anchors += _anchor_rows(part, neighbours, settings, seed)
     return {
         "rows": rows,
+        "anchors": anchors,
         "norms": {kind: norms(gram).float() for kind, gram in pool.grams.items()},
         "losses": pool.losses,
         "distances": {
@@ -367,6 +500,26 @@ def _rows(pool: Pool, neighbours: int, settings: Settings, seed: int) -> Iterato
                 "similarity_correlation": similarity_correlation(features, gram, **pairs),
                 **found,
             }
+
+
+def _anchor_rows(
+    pool: Pool, neighbours: int, settings: Settings, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each space, metric, kind of gradient and anchor of one pool."""
+    items = len(pool.losses)
+    drawn = torch.randperm(items, generator=seeds.stream(seed, "anchors"))[: settings.anchors]
+    for (space, features), metric in product(pool.spaces.items(), geometry.METRICS):
+        ends = around(features, drawn, k=neighbours, metric=metric)
+        for kind, gram in pool.grams.items():
+            found = {
+                f"{name}_{end}": values.tolist()
+                for end, groups in zip(("nearest", "farthest"), ends, strict=True)
+                for name, values in measure(gram, groups).items()
+            }
+            where = dict(zip(CONVENTION, (items, neighbours, metric, kind), strict=True))
+            for number, anchor in enumerate(drawn.tolist()):
+                measured = {name: values[number] for name, values in found.items()}
+                yield where | {"space": space, "anchor": anchor} | measured
 
 
 def _contrast(

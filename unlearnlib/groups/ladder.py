@@ -6,6 +6,7 @@ Retraining and influence functions answer different questions of a deep network,
 ====================  ==============================================  =====================
 rung                  what it is                                      gap to the next
 ====================  ==============================================  =====================
+``seed_mean``         mean over seeds of what ``cold`` changes        luck of a seed
 ``cold``              trained without U from fresh weights            warm start
 ``warm``              trained without U from θ̂, same recipe           proximity
 ``proximal``          as warm, with a term that holds θ near θ̂        non-convergence
@@ -15,20 +16,23 @@ rung                  what it is                                      gap to the
 ``first_order``       one term
 ====================  ==============================================  =====================
 
-S has n items, U has m of them. Gradients at θ̂ are those of all items; curvature is that of a random
+The first rung has no network, see `with_seed_mean`. S has n items, U has m of them. Gradients at θ̂ are those of all items; curvature is that of a random
 sample C of S.
 """
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from math import nan
+from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import pandas as pd
 import torch
-from annotated_types import Ge
-from scipy.optimize import minimize
+from annotated_types import Ge, Gt, Lt
+from scipy.optimize import Bounds, OptimizeResult, minimize
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -37,6 +41,7 @@ from torch.nn import functional as F
 from unlearnlib.data import datasets
 from unlearnlib.data.datasets import Dataset
 from unlearnlib.data.requests import Group, rest
+from unlearnlib.groups.tables import SCORES
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import Objective
 from unlearnlib.influence.estimators import Estimator, Removal, apply_update
@@ -48,6 +53,7 @@ from unlearnlib.models.training import Recipe, fit
 from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline.records import Record
 
+GROUP = ["mode", "label", "size"]  # columns that name a group, but for its seed
 RETRAINED = ("cold", "warm")
 ESTIMATED = ("newton", "second_order", "first_order")  # names of estimators
 RUNGS = ("original", *RETRAINED, "proximal", "pbrf", *ESTIMATED)
@@ -59,6 +65,7 @@ GAPS = {
     "curvature of the group": ("newton", "second_order"),
     "second term": ("second_order", "first_order"),
 }
+RUNAWAY = 10.0  # growth of a gradient, and steps of its size, after which there is no minimum near
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,14 @@ class Settings:
         proximal_epochs: passes over the images that stay, of the proximal rung.
         proximal_items: images that stay, and of the group, in the response function.
         iterations: of L-BFGS in the response function, at most.
+        tolerance: of its gradient norm at the end, relative to the one at the start, see `respond`.
     """
 
     curvature_items: Annotated[int, Ge(1)]
     proximal_epochs: Annotated[int, Ge(1)]
     proximal_items: Annotated[int, Ge(1)]
     iterations: Annotated[int, Ge(1)]
+    tolerance: Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,21 +175,110 @@ def train_near(
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """Hold where the proximal Bregman response ended.
+    """Hold where a minimisation ended, and whether that is a minimum.
 
     Attributes:
-        delta: ``[P]``, float64, from θ̂.
-        gradient_ratio: norm of the gradient at the end over that at θ̂, both in the metric of the
-            inverse curvature, ``‖g‖² = g^T H^-1 g``; 0 at a minimum.
+        delta: ``[P]``, float64, the way from the start.
+        gradient_start: norm of the gradient at the start.
+        gradient_end: norm at the end.
         iterations: of L-BFGS.
+        tolerance: of the second norm, relative to the first.
     """
 
     delta: Tensor
-    gradient_ratio: float
+    gradient_start: float
+    gradient_end: float
     iterations: int
+    tolerance: float
+
+    @property
+    def gradient_ratio(self) -> float:
+        """The norm at the end over that at the start; 0 at a minimum."""
+        return self.gradient_end / self.gradient_start if self.gradient_start else 0.0
+
+    @property
+    def converged(self) -> bool:
+        """Whether the ratio is within the tolerance; not where it is NaN."""
+        return self.gradient_ratio <= self.tolerance
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no response, in words; None for one that converged."""
+        if self.converged:
+            return None
+        return (
+            f"not converged: gradient norm at {self.gradient_ratio:.2g} of its start after "
+            f"{self.iterations} iterations, above {self.tolerance:g}"
+        )
 
 
-def respond(setting: Setting, group: Tensor, *, items: int, iterations: int) -> Response:
+def minimise(
+    objective: Callable[[Tensor], tuple[float, Tensor]],
+    size: int,
+    *,
+    iterations: int,
+    tolerance: float,
+) -> Response:
+    """Minimise a function from 0 by L-BFGS, in coordinates in which its curvature there is near 1.
+
+    The line search holds the strong Wolfe conditions (Moré & Thuente 1994), so that no step leads
+    up. The first step that it tries is ``-g``, which in such coordinates is Newton's; no coordinate
+    moves by more than `RUNAWAY` times its norm. The search ends at the first point whose gradient is
+    within the tolerance, and where the gradient has grown `RUNAWAY` times, as it does where there is
+    no minimum.
+
+    Args:
+        objective: value and gradient ``[P]``, float64, at a point ``[P]``.
+        size: P.
+        iterations: at most.
+        tolerance: of the norm of the gradient, relative to the one at 0.
+
+    Returns:
+        where it ended, converged or not: see `Response.converged`.
+
+    Raises:
+        ValueError: no iterations, or a tolerance not between 0 and 1.
+        SolveError: a value or gradient at 0 that is not finite.
+    """
+    if iterations < 1 or not 0 < tolerance < 1:
+        raise ValueError(
+            f"iterations={iterations}, tolerance={tolerance}: give at least 1 iteration and a "
+            "tolerance between 0 and 1, such as 0.05"
+        )
+    start = torch.zeros(size, dtype=torch.float64)
+    value, slope = objective(start)
+    scale = slope.norm().item()
+    if not isfinite(value + scale):
+        raise SolveError(
+            f"the objective starts at {value:.3e} with a gradient norm of {scale:.3e}; look at the "
+            "weights of the network"
+        )
+    if scale == 0:
+        return Response(start, 0.0, 0.0, 0, tolerance)
+    norms = [1.0]
+
+    def scaled(u: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = objective(scale * torch.from_numpy(u))
+        norms.append(slope.norm().item() / scale)
+        return value / scale**2, (slope / scale).numpy()
+
+    def stop(intermediate_result: OptimizeResult) -> None:  # scipy asks for this name
+        if not tolerance < norms[-1] < RUNAWAY:
+            raise StopIteration
+
+    found = minimize(
+        scaled, start.numpy(), jac=True, method="L-BFGS-B", callback=stop,
+        bounds=Bounds(-RUNAWAY, RUNAWAY),
+        options={"maxiter": iterations, "maxfun": 20 * iterations, "maxcor": 20, "ftol": 0.0,
+                 "gtol": 0.0},
+    )  # fmt: skip
+    end = scale * float(np.linalg.norm(found.jac))
+    return Response(scale * torch.from_numpy(found.x), scale, end, int(found.nit), tolerance)
+
+
+def respond(
+    setting: Setting, group: Tensor, *, items: int, iterations: int, tolerance: float
+) -> Response:
     """Compute the proximal Bregman response (Bae et al. 2022, for a group, renormalised).
 
     It is the minimum of
@@ -194,21 +292,33 @@ def respond(setting: Setting, group: Tensor, *, items: int, iterations: int) -> 
     for each of U. With that the Gauss-Newton step from θ̂ is the Newton step of `influence`.
 
     Sums run over fixed samples, ``items`` of S∖U, those of C first, and of U, plus a linear term
-    that makes the gradient at θ̂ that of all items. The minimum is sought by L-BFGS from θ̂, in coordinates in
-    which the curvature at θ̂ is the identity.
+    that makes the gradient at θ̂ that of all items. The minimum is sought by `minimise` from θ̂, in
+    coordinates in which the curvature at θ̂ is the identity. There the relative norm of the gradient,
+    ``‖g‖² = g^T H^-1 g``, is about the distance to the minimum, relative to that of θ̂: 0.05 means
+    5 % of the way are left. Networks with ReLU and max pooling have kinks, at which a
+    gradient does not vanish even at a minimum; each is the work of one item, so that a larger sample
+    lowers that floor.
+
+    The term of U is not bounded below where U is large: what is found is a minimum near θ̂ if
+    there is one, and else no response at all, which more items or more damping may mend.
 
     Args:
         setting: see `prepare`.
         group: U ``[m]``.
         items: images of each sample.
-        iterations: at most.
+        iterations: of L-BFGS, at most.
+        tolerance: of the gradient at the end, relative to that at θ̂.
+
+    Returns:
+        `Response` from θ̂, its gradient norms in the metric above. Whether it is one says
+        `Response.converged`.
 
     Raises:
-        ValueError: no items, or no iterations.
-        SolveError: it ends at no lower value, or at one that is not finite.
+        ValueError: no items, or as in `minimise`.
+        SolveError: as in `minimise`.
     """
-    if items < 1 or iterations < 1:
-        raise ValueError(f"items={items}, iterations={iterations}: give at least 1 of both")
+    if items < 1:
+        raise ValueError(f"items={items}: give at least 1, such as 10000")
     objective, lower = setting.objective, setting.system.lower
     left = objective.items - len(group)
     gradient = -curvature.gradient_sum(objective, index=group) / left
@@ -218,30 +328,18 @@ def respond(setting: Setting, group: Tensor, *, items: int, iterations: int) -> 
     correction = gradient - sampled(theta)[1]
     weight = objective.l2 + setting.system.damping
 
-    def whitened(z: Any) -> tuple[float, Any]:
-        z = torch.from_numpy(z)
-        delta = torch.linalg.solve_triangular(lower.T, z[:, None], upper=True)[:, 0]
+    def step(z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(lower.T, z[:, None], upper=True)[:, 0]
+
+    def whitened(z: Tensor) -> tuple[float, Tensor]:
+        delta = step(z)
         value, slope = sampled(theta + delta)
         value += (correction @ delta + weight / 2 * delta @ delta).item()
         slope = slope + correction + weight * delta
-        back = torch.linalg.solve_triangular(lower, slope[:, None], upper=False)[:, 0]
-        return value, back.numpy()
+        return value, torch.linalg.solve_triangular(lower, slope[:, None], upper=False)[:, 0]
 
-    start = torch.zeros_like(theta).numpy()
-    value, slope = whitened(start)
-    found = minimize(
-        whitened, start, jac=True, method="L-BFGS-B",
-        options={"maxiter": iterations, "maxcor": 20, "ftol": 0.0, "gtol": 1e-6 * abs(slope).max()},
-    )  # fmt: skip
-    if not found.fun < value:
-        raise SolveError(
-            f"the proximal objective went from {value:.3e} to {found.fun:.3e}; raise the damping "
-            f"above {setting.system.damping:g}, or the number of images"
-        )
-    z = torch.from_numpy(found.x)
-    delta = torch.linalg.solve_triangular(lower.T, z[:, None], upper=True)[:, 0]
-    ratio = torch.from_numpy(found.jac).norm() / torch.from_numpy(slope).norm()
-    return Response(delta, ratio.item(), int(found.nit))
+    found = minimise(whitened, len(theta), iterations=iterations, tolerance=tolerance)
+    return replace(found, delta=step(found.delta))
 
 
 def _spread(group: Tensor, items: int) -> Tensor:
@@ -267,17 +365,30 @@ def _sampled(
     targets = networks.predict(network, inputs).softmax(1)
     outputs = networks.predict(network, outside)
     slopes = F.one_hot(objective.targets[removed], outputs.shape[1]) - outputs.softmax(1)
+    parts = [
+        *_chunks(inputs, -targets / len(kept), partial(torch.log_softmax, dim=1)),
+        *_chunks(outside, share * slopes / len(removed), torch.nn.Identity()),
+    ]
 
     def value(theta: Tensor) -> tuple[float, Tensor]:
         theta = theta.detach().to(inputs.dtype, copy=True).requires_grad_()
-        parameters = curvature.unflatten(network, theta)
-        logits = functional_call(network, parameters, (inputs,))
-        total = -(targets * logits.log_softmax(1)).sum(1).double().mean()
-        logits = functional_call(network, parameters, (outside,))
-        total = total + share * (slopes * logits).sum(1).double().mean()
-        return total.item(), torch.autograd.grad(total, theta)[0].double()
+        total, slope = 0.0, torch.zeros(len(theta), dtype=torch.float64)
+        for images, weights, of_logits in parts:
+            logits = functional_call(network, curvature.unflatten(network, theta), (images,))
+            part = (weights * of_logits(logits)).double().sum()
+            total += part.item()
+            slope += torch.autograd.grad(part, theta)[0].double()
+        return total, slope
 
     return value
+
+
+def _chunks(
+    inputs: Tensor, weights: Tensor, of_logits: Callable[[Tensor], Tensor]
+) -> list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
+    """Cut inputs and the weights of what is made of their logits, so that memory stays small."""
+    pairs = zip(inputs.split(2000), weights.split(2000), strict=True)
+    return [(images, rows, of_logits) for images, rows in pairs]
 
 
 # ---------------------------------------------------------------------------------- measures
@@ -368,8 +479,9 @@ def run(
     Returns:
         ``groups``: for each request, in order, ``request``, and ``rungs`` and ``pairs`` of
         `compare`, where a rung also has ``shift`` (``‖θ - θ̂‖``; of no use for ``cold``), and where
-        they apply ``residual``, ``gradient_ratio`` and ``iterations``. Timings are by
-        ``<request>/<rung>``, and ``curvature``.
+        they apply ``residual`` and what `response_rung` lists. A response that did not converge
+        has no other numbers, and NaN in ``pairs``. Timings are by ``<request>/<rung>``, and
+        ``curvature``.
     """
     dataset = datasets.load(data)
     with clock.timed("curvature"):
@@ -390,10 +502,10 @@ def run(
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """Hold the network of a rung, and the numbers that its making left."""
+    """Hold the network of a rung, None where there is none, and what its making left."""
 
-    network: nn.Module
-    facts: dict[str, float]
+    network: nn.Module | None
+    facts: dict[str, Any]
 
 
 def _proximal(
@@ -410,11 +522,22 @@ def _proximal(
             damping=damping, recipe=shorter, seed=seed,
         )  # fmt: skip
     with clock.timed(f"{request.name}/pbrf"):
-        options = {"items": settings.proximal_items, "iterations": settings.iterations}
-        found = respond(setting, group, **options)
-    facts = {"gradient_ratio": found.gradient_ratio, "iterations": found.iterations}
-    response = apply_update(objective.network, found.delta)
-    return {"proximal": Rung(near, {}), "pbrf": Rung(response, facts)}
+        found = respond(
+            setting, group, items=settings.proximal_items, iterations=settings.iterations,
+            tolerance=settings.tolerance,
+        )  # fmt: skip
+    return {"proximal": Rung(near, {}), "pbrf": response_rung(objective.network, found)}
+
+
+def response_rung(network: nn.Module, found: Response) -> Rung:
+    """Move a network by a response, if it is one; of one that did not converge only facts stay.
+
+    The facts are ``gradient_start``, ``gradient_end``, their ``gradient_ratio``, ``iterations``,
+    and ``reason``, None where it converged.
+    """
+    names = ("gradient_start", "gradient_end", "gradient_ratio", "iterations", "reason")
+    moved = apply_update(network, found.delta) if found.converged else None
+    return Rung(moved, {name: getattr(found, name) for name in names})
 
 
 def removal_of(setting: Setting, group: Tensor) -> Removal:
@@ -442,16 +565,26 @@ def _compared(
     group = request.positions(objective.targets)
     test_images, test_labels = datasets.split(dataset, "test")
     parts = {"self": objective.inputs[group], "test": test_images}
+    there = [name for name in RUNGS if rungs[name].network is not None]
     outputs = {
         name: {part: networks.predict(rungs[name].network, x) for part, x in parts.items()}
-        for name in RUNGS
+        for name in there
     }
     scores, pairs = compare(outputs, {"self": objective.targets[group], "test": test_labels})
     theta = curvature.flatten(objective.network)
-    for name in RUNGS:
+    for name in there:
         shift = (curvature.flatten(rungs[name].network) - theta).norm().item()
-        scores[name] |= {"shift": shift} | rungs[name].facts
-    return {"rungs": scores, "pairs": pairs}
+        scores[name] |= {"shift": shift}
+    scores = {name: scores.get(name, {}) | rungs[name].facts for name in RUNGS}
+    return {"rungs": scores, "pairs": {name: _padded(m, there) for name, m in pairs.items()}}
+
+
+def _padded(matrix: Tensor, there: list[str]) -> Tensor:
+    """Spread a matrix over some rungs onto all of `RUNGS`, NaN for the others."""
+    at = torch.tensor([RUNGS.index(name) for name in there])
+    whole = torch.full((len(RUNGS), len(RUNGS)), nan, dtype=matrix.dtype)
+    whole[at[:, None], at] = matrix
+    return whole
 
 
 # ------------------------------------------------------------------------------------- table
@@ -494,6 +627,31 @@ def _seconds(record: Record, request: Group, models: Mapping[str, Path]) -> dict
     return made | {rung: records.seconds(models[rung]) for rung in RETRAINED}
 
 
+def check_converged(table: pd.DataFrame, *, limit: float) -> str:
+    """Count the responses that did not converge, and refuse a table with too many of them.
+
+    Args:
+        table: of `table_rows`.
+        limit: largest share, from 0 to 1.
+
+    Returns:
+        how many there are, in words.
+
+    Raises:
+        SolveError: a larger share.
+    """
+    responses = table[table["rung"] == "pbrf"]
+    failed = responses[responses["reason"].notna()]
+    share = len(failed) / max(len(responses), 1)
+    said = f"{len(failed)} of {len(responses)} responses did not converge"
+    if share > limit:
+        raise SolveError(
+            f"{said}, {share:.0%}, above unconverged_limit={limit:g}; raise proximal_items, "
+            f"iterations or damping. The first: {failed['reason'].iloc[0]}"
+        )
+    return said
+
+
 def _distances(pairs: dict[str, Tensor], rung: int) -> dict[str, float]:
     others = {"original": RUNGS.index("original"), "cold": RUNGS.index("cold"), "next": rung + 1}
     return {
@@ -502,3 +660,87 @@ def _distances(pairs: dict[str, Tensor], rung: int) -> dict[str, float]:
         for other, at in others.items()
         if at < len(RUNGS)
     }
+
+
+# ------------------------------------------------------------------------------ over seeds
+
+
+def with_seed_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the rung ``seed_mean``: what retraining does to a score in the mean over seeds.
+
+    The outcome of one retraining is one draw from a distribution, whose mean is what an estimate
+    can be asked for: the expected change, the mean of d-TDA (arXiv 2506.12965). The paper holds the
+    group fixed and varies the randomness of training. Here each seed draws its own group of the
+    same kind and size as well, so that the mean runs over draws and training alike.
+
+    Args:
+        table: of `table_rows`, with ``original`` and ``cold`` of every group and seed.
+
+    Returns:
+        the table with a row more for each group and seed, behind the original's. Its scores are
+        those of the seed's original plus the mean over seeds of (cold retrain - original), in
+        percent and nats; ``<score>_error`` is the standard error of that mean, NaN for one seed;
+        ``seeds`` how many there are.
+
+    Raises:
+        ValueError: a group and seed without one of the two.
+    """
+    table = table.reset_index(drop=True)
+    added = []
+    for key, group in table.groupby(GROUP, sort=False, dropna=False):
+        original, cold = (group[group["rung"] == rung] for rung in ("original", "cold"))
+        if sorted(original["seed"]) != sorted(cold["seed"]):
+            raise ValueError(
+                f"the group {key} has originals of seeds {original['seed'].to_list()} and cold "
+                f"retrains of {cold['seed'].to_list()}: give both of every seed"
+            )
+        changes = cold.set_index("seed")[SCORES] - original.set_index("seed")[SCORES]
+        rows = original[[*GROUP, "percent", "seed"]].assign(rung="seed_mean", seeds=len(changes))
+        rows[SCORES] = original[SCORES] + changes.mean()
+        rows[[f"{score}_error" for score in SCORES]] = changes.sem().to_list()
+        added.append(rows.set_axis(rows.index + 0.5))
+    return pd.concat([table, *added]).sort_index().reset_index(drop=True)
+
+
+def explained(table: pd.DataFrame) -> pd.DataFrame:
+    """Measure how much of the change of losses each rung makes, and how far it is from it.
+
+    A change is the loss of a rung less that of the original of the same group and seed.
+
+    Args:
+        table: of `with_seed_mean`.
+
+    Returns:
+        a row for each mode and rung but the original: ``groups`` (groups and seeds that have the
+        rung) and ``left_out`` (those that have not); and for ``self`` and ``test``
+        ``<part>_share``, the sum of its changes over that of the cold retrain, of the groups that
+        it has; ``<part>_to_seed`` and ``<part>_to_mean``, the root mean square, in nats, of its
+        change less that of the cold retrain of the same seed, and less the mean over seeds;
+        and ``<part>_error``, that of the standard errors of the mean. NaN where no group is left.
+    """
+    wide = table.set_index([*GROUP, "seed", "rung"])
+    rows = []
+    for mode, rung in table[["mode", "rung"]].drop_duplicates().itertuples(index=False):
+        if rung == "original":
+            continue
+        row: dict[str, Any] = {"mode": mode, "rung": rung}
+        for part in ("self", "test"):
+            losses = wide.loc[[mode], f"{part}_loss"].unstack("rung")
+            error = wide.loc[[mode], f"{part}_loss_error"].unstack("rung")["seed_mean"]
+            there = losses[rung].notna()
+            row |= {"groups": int(there.sum()), "left_out": int((~there).sum())}
+            changes = losses.sub(losses["original"], axis=0)[there]
+            rest = {"seed": changes["cold"], "mean": changes["seed_mean"]}
+            row[f"{part}_share"] = _ratio(changes[rung].sum(), changes["cold"].sum(), there.any())
+            row |= {f"{part}_to_{name}": _rms(changes[rung] - one) for name, one in rest.items()}
+            row[f"{part}_error"] = _rms(error[there])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _ratio(change: float, whole: float, known: bool) -> float:
+    return change / whole if known else nan
+
+
+def _rms(values: pd.Series) -> float:
+    return float((values**2).mean() ** 0.5)

@@ -298,7 +298,14 @@ Estimators = section(
 Steps = section("Steps", steps.Settings, spaces=dict[Architecture, Sizes | None], margin=Positive)
 Scaling = section("Scaling", scaling.Settings, coherent_sizes=Sizes, random_sizes=Sizes)
 Features = section("Features", features.Settings, pretrained=str | None)
-Ladder = section("Ladder", ladder.Settings, labels=Labels, coherent_sizes=Sizes, random_sizes=Sizes)
+Ladder = section(
+    "Ladder",
+    ladder.Settings,
+    labels=Labels,
+    coherent_sizes=Sizes,
+    random_sizes=Sizes,
+    unconverged_limit=Annotated[float, Ge(0), Le(1)],
+)
 ConvexControl = section("ConvexControl", convex_control.Settings, stronger_l2=Positive)
 Larger = section(
     "Larger",
