@@ -9,7 +9,7 @@ from unlearnlib.data.requests import Classes
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import Place, place
 from unlearnlib.pipeline.records import Record
-from unlearnlib.zero_shot import mm_noise, sizing, stopping, variants
+from unlearnlib.zero_shot import mm_noise, stopping, trials, variants
 
 SETTINGS = {"per_class": 4, "steps": 3}
 
@@ -70,7 +70,7 @@ def test_rows_say_what_a_method_reads_and_how_much_it_was_tuned():
     assert read == {"original", "retrain", "delete"}
     assert variants.ROWS["delete"].reads == "the forgotten classes"
     assert variants.ROWS["masked_logit"].tuned == 0
-    assert variants.ROWS["masked_distillation"].tuned == len(sizing.TRIALS)
+    assert variants.ROWS["masked_distillation"].tuned == trials.count("masked_distillation")
 
 
 @pytest.mark.parametrize(
