@@ -57,19 +57,6 @@ def test_gaps_are_to_the_model_retrained_without_the_same_group():
     assert gaps["self_loss"].to_dict() == {5: 0.5, 10: -1.0}
 
 
-def test_sizes_of_one_label_and_seed_are_one_repeat():
-    rows = [
-        {"mode": "coherent", "label": label, "size": size, "seed": seed, "order": "near"}
-        | dict.fromkeys(tables.SCORES, float(size + seed))
-        for label in ("0", "8")
-        for seed in (0, 1)
-        for size in (5, 10)
-    ]
-    found = tables.over_sizes(pd.DataFrame(rows), by=["order"])
-    assert len(found) == 4
-    assert found.groupby("seed")["self_loss"].first().to_dict() == {0: 7.5, 1: 8.5}
-
-
 def test_unseen_losses_are_of_each_class_and_of_all(tmp_path: Path):
     file = lines(tmp_path / "dataset.npz")
     recipe = Recipe(epochs=2, batch_size=50, learning_rate=0.01)

@@ -73,15 +73,6 @@ def minus_retrained(table: pd.DataFrame, retrained: pd.DataFrame) -> pd.DataFram
     return gaps.reset_index()
 
 
-def over_sizes(table: pd.DataFrame, *, by: list[str]) -> pd.DataFrame:
-    """Average the scores of `SCORES` over sizes, for each mode, label, seed and further columns.
-
-    Groups of one label and seed are nested in one another and share a model, so that they are one
-    repeat and not as many as there are sizes.
-    """
-    return table.groupby(["mode", "label", "seed", *by], as_index=False)[SCORES].mean()
-
-
 def unseen_loss(
     originals: Mapping[int, Path], dataset: datasets.Dataset
 ) -> dict[tuple[int, str], float]:
