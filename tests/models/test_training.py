@@ -97,6 +97,39 @@ def test_a_network_is_put_in_training_mode(monkeypatch: pytest.MonkeyPatch):
     assert not torch.equal(network.first_norm.running_mean, before)
 
 
+def test_the_weights_of_the_last_steps_are_averaged():
+    """After 1 to 4 steps the weights are known; the last two of four are averaged."""
+    images, labels = stripes(32)
+    seen = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(self[1].weight.detach().clone())
+            return super().forward(x)
+
+    recipe = replace(RECIPE, epochs=2, learning_rate=0.1)
+    for average, expected in ((0.0, lambda end: end), (0.5, lambda end: (seen[3] + end) / 2)):
+        seen.clear()
+        network = Watched(*linear(images))
+        training.fit(network, images, labels, recipe=replace(recipe, average=average), seed=0)
+        assert len(seen) == 4
+        weight = network[1].weight.detach()
+        if not average:
+            end = weight
+        torch.testing.assert_close(weight, expected(end))
+    assert not torch.equal(weight, end)
+
+
+def test_averaged_weights_get_statistics_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    network, (images, labels) = tiny(monkeypatch), stripes(64)
+    recipe = replace(RECIPE, epochs=2, batch_size=64, learning_rate=0.1, average=0.9)
+    training.fit(network, images, labels, recipe=recipe, seed=0)
+    found, read = network.first_norm.running_mean.clone(), []
+    network.first_norm.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    networks.predict(network, images)
+    torch.testing.assert_close(found, read[0].mean((0, 2, 3)))
+
+
 def fitted(monkeypatch: pytest.MonkeyPatch, *, seed: int = 0, shift_pixels: int = 1) -> nn.Module:
     network = tiny(monkeypatch)
     training.fit(

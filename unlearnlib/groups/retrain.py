@@ -9,6 +9,7 @@ import torch
 
 from unlearnlib.data import datasets
 from unlearnlib.data.requests import Request
+from unlearnlib.influence.curvature import Objective, gradient_sum
 from unlearnlib.measures import accuracy
 from unlearnlib.models import checkpoints, networks
 from unlearnlib.models.training import Recipe, train
@@ -40,7 +41,8 @@ def run(
         ``model`` (packed), ``losses`` by epoch, ``train_images``, ``shape`` of an image, and
         ``scores`` of `accuracy.measure`, where without a request "self" is the whole training
         split, with ``class_accuracy`` in percent on all that a group was drawn from, removed or not:
-        its class, or for a random group the whole training split.
+        its class, or for a random group the whole training split. An original model's has
+        ``gradient_norm``, too: ``‖∇L‖`` of the objective, how far from a minimum it is.
     """
     dataset = datasets.load(data)
     network, facts = train(
@@ -52,6 +54,9 @@ def run(
     label = getattr(request, "label", None)
     source = everything if label is None else everything[labels == label]
     of_source = accuracy.score(network, images[source], labels[source])["accuracy"]
+    if request is None:
+        objective = Objective(network, images, labels, l2=recipe.l2)
+        facts |= {"gradient_norm": gradient_sum(objective).norm().item() / len(labels)}
     return facts | {
         "model": checkpoints.pack(network),
         "scores": accuracy.measure(network, dataset, group) | {"class_accuracy": of_source},

@@ -16,6 +16,7 @@ def descend(
     loss_of: Callable[[Tensor], Tensor | None],
     *,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    after: Callable[[int], None] | None = None,
     label: str = "training",
 ) -> list[float]:
     """Take a step of an optimiser for each batch of positions: the study's one training loop.
@@ -25,6 +26,7 @@ def descend(
         order: positions ``[B]`` of each batch, as of `batches`.
         loss_of: the loss of a batch, a scalar with its graph; None where a batch is to be skipped.
         schedule: of the learning rate, stepped after each step that was taken.
+        after: called after each step that was taken, with its number from 1 on.
         label: of the progress.
 
     Returns:
@@ -43,6 +45,8 @@ def descend(
         optimizer.step()
         if schedule is not None:
             schedule.step()
+        if after is not None:
+            after(len(losses))
     return losses
 
 

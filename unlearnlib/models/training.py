@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from unlearnlib.data import datasets
 from unlearnlib.data.requests import Classes, Request, rest
@@ -35,6 +36,8 @@ class Recipe:
         weight_decay: decoupled from the loss (AdamW).
         l2: λ, weight of ``‖θ‖²/2`` in the loss; not together with `weight_decay`.
         shift_pixels: each batch is shifted at random by up to so many; 0 for none.
+        average: share of the steps, the last ones, whose weights are averaged: what their noise
+            leaves of the gradient then cancels (stochastic weight averaging, arXiv 1803.05407).
 
     Raises:
         ValueError: both penalties.
@@ -46,6 +49,7 @@ class Recipe:
     weight_decay: Annotated[float, Ge(0)] = 0.0
     l2: Annotated[float, Ge(0)] = 0.0
     shift_pixels: Annotated[int, Ge(0)] = 0
+    average: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.weight_decay and self.l2:
@@ -88,19 +92,29 @@ def fit(
     per_epoch = max(1, len(images) // recipe.batch_size)
     steps = recipe.epochs * per_epoch
     optimizer = _optimizer(network, recipe)
+    averaged, first = AveragedModel(network), steps - round(recipe.average * steps)
 
     def loss_of(index: Tensor) -> Tensor:
         x = shift(images[index], pixels=recipe.shift_pixels, generator=offsets)
         logits = network(x.to(networks.device()))
         return F.cross_entropy(logits, labels[index].to(networks.device()))
 
+    def follow(step: int) -> None:
+        if step > first:
+            averaged.update_parameters(network)
+
     losses = descend(
         optimizer,
         batches(len(images), batch_size=recipe.batch_size, steps=steps, generator=order),
         loss_of,
         schedule=one_cycle(optimizer, recipe.learning_rate, steps=steps),
+        after=follow,
         label=label,
     )
+    if averaged.n_averaged:
+        network.load_state_dict(averaged.module.state_dict())
+        again = batches(len(images), batch_size=recipe.batch_size, steps=per_epoch, generator=order)
+        update_bn((images[index] for index in again), network, device=networks.device())
     return torch.tensor(losses).view(recipe.epochs, per_epoch).mean(1).tolist()
 
 

@@ -173,7 +173,7 @@ class Data(Strict):
     split_seed: Number
 
 
-Train = section("Train", Recipe, without=("l2",), seeds=Seeds)
+Train = section("Train", Recipe, without=("l2", "average"), seeds=Seeds)
 
 
 class Masking(Strict):
@@ -249,6 +249,15 @@ class Trained(Strict):
     epochs: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(2)]
     learning_rate: Positive
+    average: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+class Longer(Strict):
+    """Another recipe for the compact network, to compare: its epochs, and what goes with them."""
+
+    epochs: Annotated[int, Ge(1)]
+    learning_rate: Positive
+    average: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
 class Comparison(Strict):
@@ -278,6 +287,7 @@ class GroupModels(Strict):
     """The models of group unlearning; compact is the main one."""
 
     models: dict[Architecture, Trained]
+    longer: Longer
 
     @model_validator(mode="after")
     def _has_the_main_one(self) -> "GroupModels":
@@ -336,7 +346,7 @@ class GroupComparison(Strict):
 ArenaModels = section(
     "ArenaModels",
     Recipe,
-    without=("l2", "weight_decay", "shift_pixels"),
+    without=("l2", "weight_decay", "shift_pixels", "average"),
     model=Architecture,
     width=Positive,
 )
