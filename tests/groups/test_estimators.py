@@ -1,6 +1,6 @@
 """One step: each estimator is that of the library, on the stored curvature."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from unlearnlib.influence.estimators import ESTIMATORS, Removal, apply_update
 from unlearnlib.measures import accuracy
 from unlearnlib.pipeline import clock, records
 
+SETTINGS = Settings(ratio=0.2, third_items=200, rif_items=200)
 CRITERION = CRITERIA["top_gradients"]
 NAMES = [name for name, estimator in ESTIMATORS.items() if not estimator.scaled]
 
@@ -23,10 +24,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fitted(tmp_path_factory.mktemp("estimators"))
 
 
-def run(model: Fitted, names: list[str], *, third_items: int = 200, seed: int = 0) -> list[dict]:
+def run(model: Fitted, names: list[str], *, seed: int = 0, **changes: int) -> list[dict]:
+    settings = replace(SETTINGS, **changes)
     return estimators.run(
         fitted=model, requests=[COHERENT, RANDOM], estimators=[ESTIMATORS[name] for name in names],
-        criterion=CRITERION, settings=Settings(ratio=0.2, third_items=third_items), seed=seed,
+        criterion=CRITERION, settings=settings, seed=seed,
     )["rows"]  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def test_one_step_is_the_estimators(model: Fitted, name: str):
 def test_the_third_derivative_is_estimated_on_items_of_its_own(model: Fitted):
     # the sample follows the seed of the run alone, and is no group of that seed
     _, objective = estimators.objective_of(model)
-    system, settings = estimators.system_of(model), Settings(ratio=0.2, third_items=40)
+    system, settings = estimators.system_of(model), replace(SETTINGS, third_items=40)
     drawn = [
         estimators.removal_of(request, objective, system, CRITERION, settings, seed=0)
         for request in (COHERENT, RANDOM)
@@ -79,6 +81,17 @@ def test_the_third_derivative_is_estimated_on_items_of_its_own(model: Fitted):
     )
     assert part == again
     assert len({whole, part, other}) == 3
+
+
+def test_items_are_removed_one_by_one_from_small_groups_alone(model: Fitted):
+    _, objective = estimators.objective_of(model)
+    sizes = [len(request.positions(objective.targets)) for request in (COHERENT, RANDOM)]
+    smaller, larger = sorted(sizes)
+    assert smaller < larger
+    for most, expected in ((larger, 2), (smaller, 1), (smaller - 1, 0)):
+        names = [row["estimator"] for row in run(model, ["first_order", "rif"], rif_items=most)]
+        assert names.count("rif") == expected
+        assert names.count("first_order") == 2
 
 
 def test_what_each_estimator_takes_is_told_apart_from_what_it_finds(model: Fitted):

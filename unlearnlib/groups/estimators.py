@@ -93,10 +93,12 @@ class Settings:
     Attributes:
         ratio: share of the parameters that partial estimators (pif, fif, gif) may change.
         third_items: items that estimate the third derivative, drawn at random; at most all.
+        rif_items: the largest group that RIF is asked about, which solves for every item of it.
     """
 
     ratio: Annotated[float, Gt(0), Le(1)]
     third_items: Annotated[int, Ge(1)]
+    rif_items: Annotated[int, Ge(0)]
 
 
 def run(
@@ -120,7 +122,7 @@ def run(
 
     Returns:
         ``rows``: a dict of numbers for each group and estimator: the request, the scores of
-        `accuracy.measure`, and those of `facts`. The original model is among them as estimator
+        `accuracy.measure`, and those of `facts`; none where an estimator is not asked. The original model is among them as estimator
         ``none``. Timings are by ``<request>/<estimator>``.
     """
     dataset, objective = objective_of(fitted)
@@ -130,6 +132,8 @@ def run(
         untouched = accuracy.measure(objective.network, dataset, removal.group)
         rows.append(asdict(request) | {"estimator": "none"} | untouched)
         for estimator in estimators:
+            if estimator.by_item and removal.removed > settings.rif_items:
+                continue
             update, seconds = estimator.timed(removal)
             clock.add(f"{request.name}/{estimator.name}", seconds)
             moved = apply_update(objective.network, update.delta)

@@ -523,6 +523,7 @@ class Estimator(Method):
         function: computes the update.
         partial: whether it changes a subset of the parameters alone, and needs a mask.
         curved: whether it reads the curvature of the group.
+        by_item: whether it solves for every item of the group, so that its cost grows with them.
         scaled: whether the caller is to choose a scale of the update, see `influence.scale`.
     """
 
@@ -531,6 +532,7 @@ class Estimator(Method):
     function: Callable[[Removal], Update]
     partial: bool = False
     curved: bool = False
+    by_item: bool = False
     scaled: bool = False
 
     def update(self, removal: Removal) -> Update:
@@ -641,7 +643,7 @@ _UNSCALED = (
         function=_second_order_cubic,
         curved=True,
     ),
-    Estimator("rif", "RIF", function=_rif),
+    Estimator("rif", "RIF", function=_rif, by_item=True),
     Estimator("pif", "PIF", function=_pif, partial=True),
     Estimator("fif", "FIF", function=_fif, partial=True),
     Estimator("gif", "GIF", function=_gif, partial=True),
