@@ -14,6 +14,7 @@ Three tests, from weak to strong:
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -34,9 +35,9 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
         logits: ``[N, K]``.
         labels: ``[N]``, true classes.
     """
-    true = F.one_hot(labels, logits.shape[1]).bool()
+    true = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     others = logits.double().masked_fill(true, -float("inf")).logsumexp(1)
-    return logits.double()[true] - others
+    return logits.double().gather(1, labels[:, None])[:, 0] - others
 
 
 def signals(logits: Tensor, labels: Tensor) -> np.ndarray:

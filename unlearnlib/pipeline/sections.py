@@ -24,6 +24,7 @@ from unlearnlib.data import requests
 from unlearnlib.data.requests import Classes
 from unlearnlib.data.sources import SOURCES
 from unlearnlib.groups import (
+    attribution,
     clusters,
     coherence,
     convex_control,
@@ -317,6 +318,7 @@ Ladder = section(
     unconverged_limit=Annotated[float, Ge(0), Le(1)],
 )
 ConvexControl = section("ConvexControl", convex_control.Settings, stronger_l2=Positive)
+Attribution = section("Attribution", attribution.Parts, attribution.Settings)
 Larger = section(
     "Larger",
     selection.LargerSettings,
@@ -481,6 +483,7 @@ KINDS: dict[str, type] = {
     "convex_control": ConvexControl,
     "selection": Selection,
     "group_comparison": GroupComparison,
+    "attribution": Attribution,
     "arena_models": ArenaModels,
     "arena": Arena,
     "ensembles": Ensembles,
