@@ -126,6 +126,7 @@ BAD = [
     ("convex_control.percents", [0.0], "give at least one, each above 0 and below 100"),
     ("convex_control.items", 3501, "= 3501: the training split has 3500 images"),
     ("convex_control.pool", 3, "= 3: does not divide the 28 pixels of a side"),
+    ("selection.seeds", [7], "not among the seeds of resnet18"),
     ("selection.forget_label", 10, "holds 10, not one of the classes 0 to 9"),
     ("selection.scales", [2, 1], "give factors above 0 in ascending order"),
     ("selection.larger.models", ["allcnn"], "not among group_models.models: compact, vit"),

@@ -186,7 +186,7 @@ def _steps_are_part_of_the_groups(study: Study, group_models: GroupModels, steps
 def _retrained_models_have_originals(
     study: Study, group_models: GroupModels, group_retrain: Any
 ) -> Problems:
-    of_compact = group_models.models["compact"].seeds or study.seeds
+    of_compact = _trained(group_models, "compact", study)
     yield from _among(
         ("group_retrain", "seeds"), group_retrain.seeds, of_compact, "the seeds of compact"
     )
@@ -197,7 +197,17 @@ def _larger_models_are_trained(study: Study, group_models: GroupModels, selectio
     keys, larger = ("selection", "larger"), selection.larger
     models = list(group_models.models)
     yield from _among((*keys, "models"), larger.models, models, "group_models.models")
-    yield from _among((*keys, "seeds"), larger.seeds, study.seeds, "study.seeds")
+    for model in set(larger.models) & set(models):
+        there = _trained(group_models, model, study)
+        yield from _among((*keys, "seeds"), larger.seeds, there, f"the seeds of {model}")
+    if "resnet18" in models:
+        there = _trained(group_models, "resnet18", study)
+        yield from _among(("selection", "seeds"), selection.seeds, there, "the seeds of resnet18")
+
+
+def _trained(group_models: GroupModels, model: str, study: Study) -> list[int]:
+    """Return the seeds of a model of the group study."""
+    return group_models.models[model].seeds or study.seeds
 
 
 def _originals_are_trained(

@@ -332,6 +332,8 @@ Selection = section(
     selection.Settings,
     Rule,
     without=("l2", "rule"),
+    seeds=Seeds,
+    margin=Positive,
     forget_label=Number,
     criteria=Distinct[Literal[tuple(CRITERIA)]],
     ratios=Distinct[Annotated[float, Gt(0), Le(1)]],
