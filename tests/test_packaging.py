@@ -17,11 +17,20 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCIENCE = ["data", "models", "zero_shot", "influence", "groups", "measures", "arena", "own"]
 ABSENT = [
     *("IPython", "PIL", "altair", "bs4", "dask", "distributed", "dvc", "ipykernel", "jinja2"),
-    *("jupyter", "jupyter_client", "matplotlib", "mlxtend", "nbclient", "nbconvert", "nbformat"),
+    *(
+        "jupyter",
+        "jupyter_client",
+        "kronfluence",
+        "matplotlib",
+        "mlxtend",
+        "nbclient",
+        "nbconvert",
+        "nbformat",
+    ),
     *("papermill", "playwright", "pydantic", "pytest", "seaborn", "timm", "torchvision"),
 ]
 # packages of ours that only some calls need, which say so where they are absent
-LATE = {"mlxtend", "torchvision", "timm", "pydantic", "pydantic_core"}
+LATE = {"kronfluence", "mlxtend", "torchvision", "timm", "pydantic", "pydantic_core"}
 PROGRAM = """
 import importlib, pkgutil, sys
 from importlib.abc import MetaPathFinder

@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from unlearnlib.data import datasets
-from unlearnlib.data.requests import Group, rest
+from unlearnlib.data.requests import Group
 from unlearnlib.groups.estimators import Fitted, objective_of, system_of
 from unlearnlib.influence import curvature
 from unlearnlib.influence.curvature import CROSS_ENTROPY, Objective
@@ -44,6 +44,7 @@ TITLES = {
     "hessian_sample": "first order, Hessian of a sample",
     "newton_sample": "first order, Gauss-Newton of the sample",
     "newton": "first order, Gauss-Newton",
+    "ekfac": "EK-FAC, by kronfluence",
 }
 
 
@@ -71,6 +72,13 @@ class Parts:
     def left_out(self, number: int, items: int) -> Group:
         """Return the request that takes away what is not in a part."""
         return Group("random", None, items - round(self.share * items), seed=number)
+
+    def members(self, labels: Tensor) -> Tensor:
+        """Tell which training items are in each part: bool ``[J, n]``, from their labels ``[n]``."""
+        inside = torch.ones(self.parts, len(labels), dtype=torch.bool)
+        for row, number in zip(inside, self.numbers, strict=True):
+            row[self.left_out(number, len(labels)).positions(labels)] = False
+        return inside
 
     def asked(self, dataset: datasets.Dataset) -> tuple[Tensor, Tensor]:
         """Return the queries: images ``[Q, C, H, W]`` and labels ``[Q]``.
@@ -211,9 +219,7 @@ def run_attributions(
     dataset, objective = objective_of(fitted)
     network, images, labels = objective.network, objective.inputs, objective.targets
     asked = torch.cat([gradients for gradients, _ in item_margins(network, *parts.asked(dataset))])
-    members = torch.zeros(parts.parts, len(labels), dtype=torch.bool)
-    for row, number in zip(members, parts.numbers, strict=True):
-        row[rest(len(labels), parts.left_out(number, len(labels)).positions(labels))] = True
+    members = parts.members(labels)
     drawn = seeds.stream(seed, "projection")
     projection = torch.randn(asked.shape[1], settings.projection, generator=drawn).double()
     found = read(network, images, labels, members, projection=projection)
