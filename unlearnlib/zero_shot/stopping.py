@@ -44,10 +44,10 @@ class Rule(Named):
 
 RULES: Registry[Rule] = Registry(
     "stopping rule",
-    Rule("leak", "leak on drawn images", 0.05),
+    Rule("leak", "leak on drawn images", 0.04),
     Rule("slope", "slope of the log-odds", 0.55),
-    Rule("probe", "probability on the probe", 0.05, asks=True),
-    Rule("odds", "largest log-odds on the probe", -1.5, asks=True),
+    Rule("probe", "probability on the probe", 0.03, asks=True),
+    Rule("odds", "largest log-odds on the probe", -1.8, asks=True),
 )
 
 
