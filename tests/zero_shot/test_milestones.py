@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ttest_1samp
 
+from unlearnlib.data.requests import Classes
 from unlearnlib.zero_shot import milestones
 
 
@@ -72,3 +74,20 @@ def test_claims_get_a_one_sided_test_and_a_verdict():
 def test_forget_accuracy_is_read_at_equal_retain_accuracy(percent: float, expected: float):
     found = milestones.at_equal(COLLAPSING, percent)
     assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_what_a_student_knows_of_a_class_stands_beside_what_it_was_shown():
+    """Class 1 is to go, and the last snapshot has not forgotten it."""
+    accepted = [[8, 0, 2], [9, 0, 1], [0, 0, 99], [0, 0, 99]]  # by pseudo-batch and class
+    first = torch.tensor([[5, 5, 0], [9, 0, 1], [0, 0, 10]])  # a row a true class
+    second = torch.tensor([[9, 0, 1], [10, 0, 0], [6, 0, 4]])
+    collapsed = torch.tensor([[10, 0, 0], [0, 10, 0], [0, 0, 10]])
+    counts, request = [first, second, collapsed], Classes([1])
+    found = milestones.by_class(accepted, [1, 2, 4], [second, first, collapsed], request)
+    assert found.index.to_list() == [0, 2]
+    # of those that have forgotten, one knows 13 of the 20 others, and the next 15
+    assert found["share"].to_list() == pytest.approx([85, 15])
+    assert found["accuracy"].to_list() == pytest.approx([50, 100])
+    again = milestones.by_class(accepted, [1, 2, 4], counts, request)
+    assert again["share"].to_list() == pytest.approx([80, 20])
+    assert milestones.by_class(accepted, [4], [collapsed], request).empty

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
+from torch import Tensor
 
-from unlearnlib.measures import statistics
+from unlearnlib.data.requests import Classes
+from unlearnlib.measures import accuracy, statistics
 
 FORGOTTEN = 1.0  # percent; a student with at most so much forget accuracy has forgotten
 COLLAPSED = 50.0  # percent; with more, the forgotten class is back
@@ -52,6 +54,41 @@ def of_all(curves: pd.DataFrame) -> pd.DataFrame:
     keys = ["method", "seed", "forget_classes"]
     columns = ["pseudo_batch", "retain_accuracy", "forget_accuracy"]
     return curves.groupby(keys, sort=False)[columns].apply(of_run).reset_index()
+
+
+def by_class(
+    accepted: Sequence[Sequence[int]],
+    pseudo_batches: Sequence[int],
+    counts: Sequence[Tensor],
+    request: Classes,
+) -> pd.DataFrame:
+    """Tell of each class that stays how much of it a student was shown, and how well it knows it.
+
+    At the best snapshot that has forgotten, as in `of_run`.
+
+    Args:
+        accepted: images that passed the gate, by pseudo-batch and by the class that T sees in them.
+        pseudo_batches: of the snapshots.
+        counts: their confusion matrices ``[K, K]``, a row a true class.
+        request: the classes to forget.
+
+    Returns:
+        by ``class``: ``share``, percent of the images that had passed by then, and ``accuracy`` in
+        percent; no row where no snapshot has forgotten.
+    """
+    gone = list(request.classes)
+    forgetting = [
+        (accuracy.retain_accuracy(one, gone), at)
+        for at, one in enumerate(counts)
+        if accuracy.forget_accuracy(one, gone) <= FORGOTTEN
+    ]
+    if not forgetting:
+        return pd.DataFrame(columns=["share", "accuracy"]).rename_axis("class")
+    best = max(forgetting)[1]
+    shown = np.sum(accepted[: pseudo_batches[best]], 0)
+    known = counts[best].diagonal() / counts[best].sum(1)
+    table = pd.DataFrame({"share": 100 * shown / shown.sum(), "accuracy": 100 * known.numpy()})
+    return table.drop(index=gone).rename_axis("class")
 
 
 def paired(
