@@ -102,6 +102,11 @@ BAD = [
     ("masking.masked_distillation.tuning.stps", 3, "= 3: no such key; did you mean 'steps'?"),
     ("mm_noise.settings.per_class", 0, "= 0: should be greater than or equal to 1"),
     ("mm_noise.seeds", [7], "holds 7, which is not among train.seeds: 0, 1"),
+    (
+        "mm_noise.remedies",
+        {"_replace_": True, "one": {"jitter": 1}, "other": {"penalty": 0.1, "jitter": 2}},
+        "the remedies one and other both set 'jitter'",
+    ),
     ("mm_noise.remedies.gentle_steps.jitter", -1, "= -1: should be greater than or equal to 0"),
     ("deep_inversion.factors_at", 50, "factors_at=50 with per_class=[10, 100]: "),
     ("deep_inversion.factors.ungated.distillation.gate_threshold", 2, "should be less than or "),

@@ -195,6 +195,18 @@ class MMNoise(Strict):
     settings: mm_noise.Settings
     remedies: Variants
 
+    @model_validator(mode="after")
+    def _remedies_are_apart(self) -> "MMNoise":
+        owner: dict[str, str] = {}
+        for name, changes in self.remedies.items():
+            for key in changes:
+                if (other := owner.setdefault(key, name)) != name:
+                    raise ValueError(
+                        f"the remedies {other} and {name} both set {key!r}, so that neither could be "
+                        "left out alone; let one of them set it"
+                    )
+        return self
+
 
 class GKTPrior(Strict):
     """Settings of transfers, what variants and factors change in them, and how they are stopped."""
