@@ -42,6 +42,31 @@ def test_every_trial_is_measured_on_every_seed_it_names(
     assert found[MEASURED].notna().all(axis=None)
 
 
+def test_a_row_is_run_again_alone_and_the_rest_of_the_table_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    (tmp_path / "params").mkdir()
+    asked = []
+
+    def measured(some: list[Trial], **_: object) -> pd.DataFrame:
+        asked.append([trial.row for trial in some])
+        return pd.DataFrame([{"row": trial.row, "seconds": len(asked)} for trial in some])
+
+    monkeypatch.setattr(trials, "table", measured)
+    monkeypatch.setattr(trials.parameters, "load", lambda _: {})
+    monkeypatch.setattr(
+        trials, "TRIALS", [Trial("masked_distillation", {}), Trial("mm_noise_repaired", {})]
+    )
+    trials.main([])
+    trials.main(["masked_distillation"])
+    assert asked == [["masked_distillation", "mm_noise_repaired"], ["masked_distillation"]]
+    found = pd.read_csv(tmp_path / "params" / "trials.csv", comment="#")
+    assert found.to_numpy().tolist() == [["masked_distillation", 2], ["mm_noise_repaired", 1]]
+    with pytest.raises(ValueError, match=r"no trials of \['gtk'\]; there are those of"):
+        trials.main(["gtk"])
+
+
 def test_validation_images_are_what_measures(tmp_path: Path):
     data, request = lines(tmp_path / "toy.npz"), Classes([0])
     network = architectures.build("allcnn", width=0.03).eval()

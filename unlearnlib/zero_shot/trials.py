@@ -1,15 +1,17 @@
 """How settings were chosen: every trial, on validation images, for originals that no page reports.
 
-    python -m unlearnlib.zero_shot.trials
+    python -m unlearnlib.zero_shot.trials [ROW ...]
 
 This is no stage. It trains originals of further seeds by the recipe of the `standard` profile,
-unlearns by each setting of `TRIALS`, measures on validation images, and writes ``params/trials.csv``;
-a trial that was run before is taken from ``build/trials``. Masked distillation's were run before the
+unlearns by each setting of `TRIALS` (those of some rows of the main table, or all), measures on
+validation images, and writes ``params/trials.csv``, where rows that are not asked for stay; a trial
+that was run before is taken from ``build/trials``. Masked distillation's were run before the
 table was kept, and are not in it yet. The settings in ``params/base.yaml`` are
 chosen from that table by hand; no stage reads data to choose them.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -217,15 +219,27 @@ def table(trials: Sequence[Trial], *, data: Path, sections: parameters.Sections)
     return pd.DataFrame(rows).round(3)
 
 
-def main() -> None:
-    """Write the table of all trials."""
-    found = table(TRIALS, data=place(PROFILE).data, sections=parameters.load(PROFILE))
-    content = HEADER + found.to_csv(index=False)
-    write_atomic(root() / "params" / "trials.csv", content.encode())
+def main(rows: Sequence[str]) -> None:
+    """Write the trials of some rows, or of all, into the table.
+
+    Raises:
+        ValueError: a row that has no trials.
+    """
+    if unknown := set(rows) - FIRST.keys():
+        raise ValueError(f"no trials of {sorted(unknown)}; there are those of {list(FIRST)}")
+    asked = [trial for trial in TRIALS if not rows or trial.row in rows]
+    file = root() / "params" / "trials.csv"
+    found = table(asked, data=place(PROFILE).data, sections=parameters.load(PROFILE))
+    if file.is_file():
+        kept = pd.read_csv(file, comment="#")
+        found = pd.concat([kept[~kept["row"].isin(found["row"])], found])
+    order = found["row"].map(list(FIRST).index)
+    content = HEADER + found.iloc[order.argsort(kind="stable")].to_csv(index=False)
+    write_atomic(file, content.encode())
 
 
 if __name__ == "__main__":
     # a sweep imports its run by name, which `__main__` does not have
     from unlearnlib.zero_shot import trials
 
-    trials.main()
+    trials.main(sys.argv[1:])
