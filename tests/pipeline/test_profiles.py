@@ -272,6 +272,49 @@ def test_stages_are_handed_to_dvc_with_this_interpreter_first(
     assert called == [command]
 
 
+# ------------------------------------------------------------------------------- dvc.lock
+
+LOCK = """schema: '2.0'
+stages:
+  one@quick:
+    cmd: echo one
+    outs:
+    - path: out.txt
+      hash: md5
+      md5: 764efa883dda1e11db47671c4a3bbd9e
+      size: 3
+"""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        LOCK[: LOCK.index(" echo")],
+        LOCK[: LOCK.index("path") + 3],
+        LOCK[: LOCK.index("'\n")],
+        f"<<<<<<< ours\n{LOCK}=======\n",
+        "\0" * 100,
+    ],
+    ids=["empty", "no command", "no path", "no YAML", "conflict", "zeros"],
+)
+def test_a_torn_lock_is_named_with_its_remedy_and_nothing_changes(
+    house: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (house / "dvc.lock").write_text(content)
+    before = (house / "params" / "profiles.yaml").read_bytes()
+    assert profiles.main(["standard"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("dvc.lock cannot be read")
+    assert "`git checkout dvc.lock`, or delete the file" in message
+    assert (house / "params" / "profiles.yaml").read_bytes() == before
+
+
+def test_a_whole_lock_is_no_obstacle(house: Path, called: list[list[str]]) -> None:
+    (house / "dvc.lock").write_text(LOCK)
+    assert profiles.main(["quick"]) == 3
+
+
 # -------------------------------------------------------------------- without git, signals
 
 STAGE = """

@@ -19,6 +19,10 @@ from unlearnlib.pipeline.paths import root, write_atomic
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class LockError(RuntimeError):
+    """``dvc.lock`` is not what DVC can read; the message names the remedy."""
+
+
 def select(profile: str) -> None:
     """Name `profile` in ``params/profiles.yaml``, which ``dvc.yaml`` reads; leave it if it is there.
 
@@ -42,8 +46,9 @@ def main(arguments: list[str]) -> int:
     """Reproduce a profile, or some stages of it, and return DVC's exit code."""
     profile, *stages = arguments or ["quick"]
     try:
+        _check_lock()
         select(profile)
-    except parameters.ParameterError as error:
+    except (LockError, parameters.ParameterError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -54,6 +59,25 @@ def main(arguments: list[str]) -> int:
     if not in_git and (code := _dvc("config", "--local", "core.no_scm", "true")):
         return code
     return _dvc("repro", *(f"{stage}@{profile}" for stage in stages))
+
+
+def _check_lock() -> None:
+    """Raise LockError if DVC cannot read ``dvc.lock``, as after a write that was cut short."""
+    file = root() / "dvc.lock"
+    if not file.is_file():
+        return
+    from dvc.exceptions import DvcException
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils import strictyaml
+
+    try:
+        strictyaml.load(str(file), COMPILED_LOCKFILE_SCHEMA)
+    except DvcException as error:
+        raise LockError(
+            f"dvc.lock cannot be read, perhaps because its writing was cut short ({error}). Run"
+            " `git checkout dvc.lock`, or delete the file: stages then run again, but take the runs"
+            " that are stored"
+        ) from error
 
 
 def _dvc(*arguments: str) -> int:
