@@ -377,7 +377,7 @@ def _run(
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_WRITING:
                 raise SweepError(
-                    f"{_from_root(store)} cannot be written: make room on its disk ({error});"
+                    f"{store} cannot be written: make room on its disk ({error});"
                     " finished runs are kept, so run again to resume"
                 ) from None
             failure = _last_line(error)
