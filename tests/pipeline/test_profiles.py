@@ -1,8 +1,10 @@
 """The command that runs a profile: it refuses what cannot be before anything has happened."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the parameter files, where DVC must not be called."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    monkeypatch.setattr(subprocess, "run", _refuse)
+    monkeypatch.setattr(profiles, "_run", _refuse)
     return tmp_path
 
 
-def _refuse(*command: Any, **options: Any) -> None:
+def _refuse(command: list[str], **options: Any) -> None:
     raise AssertionError(f"{command} was called")
 
 
@@ -251,16 +253,162 @@ def test_selecting_a_profile_names_it_for_dvc(house: Path) -> None:
     assert file.read_text() == "# comment\nprofiles: [standard]\n"
 
 
+@pytest.fixture
+def called(house: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What DVC is asked, which ends with 3 each time."""
+    commands = []
+
+    def remember(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+        assert cwd == house
+        assert env["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+        commands.append(command)
+        return 3
+
+    monkeypatch.setattr(profiles, "_run", remember)
+    return commands
+
+
 def test_stages_are_handed_to_dvc_with_this_interpreter_first(
-    house: Path, monkeypatch: pytest.MonkeyPatch
+    house: Path, called: list[list[str]]
 ) -> None:
-    called = []
-
-    def remember(command: list[str], **options: Any) -> subprocess.CompletedProcess:
-        called.append((command, options["cwd"], options["env"]["PATH"].split(":")[0]))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(subprocess, "run", remember)
+    (house / ".git").mkdir()
     assert profiles.main(["standard", "train", "gkt"]) == 3
     command = [sys.executable, "-m", "dvc", "repro", "train@standard", "gkt@standard"]
-    assert called == [(command, house, str(Path(sys.executable).parent))]
+    assert called == [command]
+
+
+# ------------------------------------------------------------------------------- dvc.lock
+
+LOCK = """schema: '2.0'
+stages:
+  one@quick:
+    cmd: echo one
+    outs:
+    - path: out.txt
+      hash: md5
+      md5: 764efa883dda1e11db47671c4a3bbd9e
+      size: 3
+"""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        LOCK[: LOCK.index(" echo")],
+        LOCK[: LOCK.index("path") + 3],
+        LOCK[: LOCK.index("'\n")],
+        f"<<<<<<< ours\n{LOCK}=======\n",
+        "\0" * 100,
+    ],
+    ids=["empty", "no command", "no path", "no YAML", "conflict", "zeros"],
+)
+def test_a_torn_lock_is_named_with_its_remedy_and_nothing_changes(
+    house: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (house / "dvc.lock").write_text(content)
+    before = (house / "params" / "profiles.yaml").read_bytes()
+    assert profiles.main(["standard"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("dvc.lock cannot be read")
+    assert "`git checkout dvc.lock`, or delete the file" in message
+    assert (house / "params" / "profiles.yaml").read_bytes() == before
+
+
+def test_a_whole_lock_is_no_obstacle(house: Path, called: list[list[str]]) -> None:
+    (house / "dvc.lock").write_text(LOCK)
+    assert profiles.main(["quick"]) == 3
+
+
+# -------------------------------------------------------------------- without git, signals
+
+STAGE = """
+import os, pathlib, time
+pathlib.Path("started").touch()
+try:
+    time.sleep(float(os.environ.get("SECONDS_TO_SLEEP", 0)))
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    pathlib.Path("shut_down").touch()
+    raise SystemExit(130)
+pathlib.Path("out.txt").touch()
+"""
+PIPELINE = """
+stages:
+  one:
+    matrix: { profile: [quick] }
+    cmd: python stage.py
+    outs:
+      - out.txt: { cache: false }
+"""
+# the parameters are not what is looked at here, and take seconds to check
+COMMAND = """
+import signal, sys
+from unlearnlib.pipeline import profiles
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+profiles.select = lambda profile: None
+sys.exit(profiles.main(["quick", "one"]))
+"""
+
+
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipeline of one stage that DVC runs, with our configuration and no git."""
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "stage.py").write_text(STAGE)
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    return tmp_path
+
+
+def test_without_git_the_stages_run(download: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (download / "out.txt").is_file()
+
+
+@pytest.mark.parametrize("folder", [".", "inner"])
+def test_with_git_here_or_above_the_configuration_of_dvc_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    asked = []
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path / folder))
+    monkeypatch.setattr(profiles, "select", lambda profile: None)
+    monkeypatch.setattr(profiles, "_run", lambda command, **options: asked.append(command[3]))
+    profiles.main(["quick"])
+    assert asked == ["repro"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_command_alone_ends_its_stage_first(
+    download: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("SECONDS_TO_SLEEP", "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND], stderr=subprocess.PIPE, text=True
+    ) as command:
+        while not (download / "started").is_file():
+            assert command.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.2)
+        command.send_signal(number)
+        message = command.stderr.read()
+        assert command.wait() == 128 + number
+    assert (download / "shut_down").is_file()
+    assert "interrupted: the stage that runs is ended\n" in message
+    assert "Traceback" not in message
+
+
+def test_an_interrupt_of_the_check_is_a_line(
+    house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(profile: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profiles, "select", interrupt)
+    assert profiles.main(["quick"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,5 +1,7 @@
 """Sweeps: each run once, the same whatever the workers, and nothing stale reused."""
 
+import builtins
+import errno
 import json
 import os
 import random
@@ -61,6 +63,23 @@ def fail_if_odd(*, seed: int) -> dict:
     """Fail for odd seeds."""
     if seed % 2:
         raise ValueError(f"seed {seed} is odd")
+    return {"seed": seed}
+
+
+def mark_and_raise(*, log: str, seed: int, error: str) -> dict:
+    """Leave a mark of having run, and fail."""
+    with open(log, "a") as marks:
+        marks.write(f"{seed}\n")
+    raise getattr(builtins, error)("failed")
+
+
+def fill_disk_at_second(*, log: str, seed: int, number: int) -> dict:
+    """Leave a mark of having run; meet an error of the file system in the second run."""
+    with open(log, "a") as marks:
+        marks.write(f"{seed}\n")
+    if seed == 1:
+        raise OSError(number, os.strerror(number))
+    time.sleep(0.5 if seed else 0)
     return {"seed": seed}
 
 
@@ -552,6 +571,48 @@ def test_a_failed_run_is_tried_again_from_the_same_seed(store: Path, tmp_path: P
     (tmp_path / "flag").unlink()
     again = sweep(fail_at_first, given, store=store / "again")
     assert again["run-0"].result == at_once["run-0"].result
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(OSError, 2), (MemoryError, 2), (RuntimeError, 2), (ValueError, 1), (TypeError, 1)],
+)
+def test_only_an_error_that_may_pass_is_tried_again(
+    store: Path, tmp_path: Path, error: type[Exception], times: int
+) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(SweepError, match="run-0: .*failed"):
+        sweep(mark_and_raise, tasks(1, log=str(log), error=error.__name__), store=store)
+    assert log.read_text().split() == ["0"] * times
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(
+    store: Path, tmp_path: Path, number: int, workers: int
+) -> None:
+    log = tmp_path / "log"
+    given = tasks(8, log=str(log), number=number)
+    said = rf"runs/quick/sweep cannot be written: make room.*{os.strerror(number)}.*run again"
+    with pytest.raises(SweepError, match=said):
+        sweep(fill_disk_at_second, given, store=store, workers=workers)
+    assert log.read_text().split().count("1") == 1
+    assert "7" not in log.read_text()
+    assert workers == 2 or files(store) == {"run-0.pt", "run-0.json"}
+
+
+def test_a_result_that_finds_no_room_is_computed_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log = tmp_path / "log"
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(SweepError, match="runs/quick/sweep cannot be written: make room"):
+        sweep(draw, tasks(3, log=str(log)), store=store)
+    assert log.read_text().split() == ["0"]
+    assert files(store) == set()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

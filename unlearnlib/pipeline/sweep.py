@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import errno
 import gc
 import hashlib
 import inspect
@@ -38,9 +39,14 @@ Arguments = Mapping[str, Any]
 # seeds and thread counts belong to the process, and a dask worker may run several threads
 _ALONE = threading.Lock()
 
+# of an error that meets every run that writes: no space, no quota, a file system to read from only
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# what may pass; RuntimeError is also how torch says that memory ran out
+_MAY_PASS = (OSError, MemoryError, RuntimeError)
+
 
 class SweepError(RuntimeError):
-    """Some runs of a sweep failed; those that finished are kept."""
+    """Runs of a sweep failed or could not be stored; those that finished are kept."""
 
 
 def sweep(
@@ -73,13 +79,15 @@ def sweep(
         workers: processes; 1 runs in this one.
         engine: ``loky`` for this machine, ``dask`` for the cluster of the current dask client, or
             of ``$DASK_SCHEDULER_ADDRESS``.
-        retries: how often to repeat a run that raises.
+        retries: how often to repeat a run that raises what may pass: OSError, MemoryError or
+            RuntimeError. Any other error would come again, and a full disk ends the sweep at once.
 
     Returns:
         the record of each task by name, in the order of the tasks.
 
     Raises:
-        SweepError: runs failed, or the code changed meanwhile, or the engine is not there.
+        SweepError: runs failed, or results cannot be written, or the code changed meanwhile, or the
+            engine is not there.
         ValueError: a task, `run`, or the number of workers is not as described above.
         FileNotFoundError: a file that a task names is absent.
     """
@@ -346,7 +354,11 @@ def _run(
     code: Mapping[fingerprint.Thing, str],
     retries: int,
 ) -> tuple[str, str | None]:
-    """Do one task and store the record; return its name and, on failure, the error."""
+    """Do one task and store the record; return its name and, on failure, the error.
+
+    Raises:
+        SweepError: no other run could do better.
+    """
     for _ in range(retries + 1):
         try:
             _check_memory(code)
@@ -360,8 +372,17 @@ def _run(
             del result, record
             _give_back_memory()
             return name, None
+        except SweepError:
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_WRITING:
+                raise SweepError(
+                    f"{store} cannot be written: make room on its disk ({error});"
+                    " finished runs are kept, so run again to resume"
+                ) from None
             failure = _last_line(error)
+            if not isinstance(error, _MAY_PASS):
+                break
     return name, failure
 
 
