@@ -198,6 +198,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path,
         study={"seeds": [0], "workers": 1},
         group_retrain={"seeds": [0]},
+        selection={"seeds": [0]},
         masking={
             "seeds": [0],
             "random_embeddings": {"per_class": 1, "steps": 1},
