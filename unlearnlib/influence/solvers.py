@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+BLOCK = 64  # right-hand sides that search together
 
 
 class SolveError(ArithmeticError):
@@ -201,11 +202,13 @@ def conjugate_gradient(
     tolerance: float = 1e-6,
     max_iterations: int = 500,
 ) -> Solution:
-    """Solve ``A x = b`` by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
+    """Solve ``A x = b`` by preconditioned conjugate gradients (Hestenes & Stiefel 1952), in blocks.
 
-    Columns run side by side, each with step lengths of its own, so that an iteration takes one
-    product with all columns that have not converged: `curvature.hessian_operator` shares its passes
-    through the network among them. A column that has converged is left out of later products.
+    Columns search together (O'Leary 1980): each gains from the directions of all, so that sixteen
+    take fewer iterations than one, and an iteration takes one product with one direction for each
+    column that has not converged. Directions are kept orthonormal (Dubrulle 2001), and those that
+    others contain are dropped, which is what makes blocks of dependent columns safe. At most
+    `BLOCK` columns search together; one column is solved as ever.
 
     The residual that ends the iteration is computed afresh from x, since the recurrence drifts away
     from it in single precision; where they disagree the iteration starts again from x.
@@ -229,13 +232,13 @@ def conjugate_gradient(
     columns = b.reshape(len(b), -1)
     x, residual = torch.zeros_like(columns), columns.clone()
     iterations = torch.zeros(columns.shape[1], dtype=torch.long)
+    target = tolerance * columns.norm(dim=0)
     while len(active := _above(relative := _relative(residual, columns), tolerance)):
-        left = max_iterations - int(iterations[active].max())
-        if left <= 0:
+        if (left := max_iterations - int(iterations[active].max())) <= 0:
             _refuse(relative, iterations, tolerance)
-        target = tolerance * columns.norm(dim=0)
-        iterations += _run(operator, precondition, x, residual, target, active, limit=left)
-        residual[:, active] = columns[:, active] - operator(x[:, active])
+        for block in active.split(BLOCK):
+            iterations += _run(operator, precondition, x, residual, target, block, limit=left)
+            residual[:, block] = columns[:, block] - operator(x[:, block])
         _check_finite(residual, "the product with the curvature")
     relative = relative if b.ndim == 2 else relative[0]
     return _solution(x.view_as(b), relative, int(iterations.max()))
@@ -268,7 +271,7 @@ def _run(
         x: ``[P, M]``.
         residual: ``[P, M]``, at x.
         target: ``[M]``, norm to reach.
-        active: numbers of the columns to run.
+        active: numbers of the columns to run, together.
         limit: iterations at most.
 
     Returns:
@@ -276,35 +279,69 @@ def _run(
     """
     count = x.shape[1]
     used, r = torch.zeros(count, dtype=torch.long), residual[:, active]
-    p = precondition(r)
-    rz = _positive((r * p).sum(0), "the preconditioner", active, count)
+    z, now = _preconditioned(precondition, r, active, count), active
+    p = _directions(z)
     for _ in range(limit):
         product = operator(p)
-        alpha = rz / _positive((p * product).sum(0), "the curvature", active, count)
-        x[:, active] += alpha * p
-        used[active] += 1
-        r = r - alpha * product
+        factor = _factored(p.T @ product, p.T @ z, now, count)
+        alpha = torch.cholesky_solve(p.T @ r, factor)
+        x[:, active] += p @ alpha
+        r = r - product @ alpha
+        used[now] += 1
         going = r.norm(dim=0) > target[active]
         if not going.any():
             break
-        active, r, p, before = active[going], r[:, going], p[:, going], rz[going]
-        z = precondition(r)
-        rz = _positive((r * z).sum(0), "the preconditioner", active, count)
-        p = z + rz / before * p
+        now = active[going]
+        z = _preconditioned(precondition, r[:, going], now, count)
+        p = _directions(z - p @ torch.cholesky_solve(product.T @ z, factor))
     return used
 
 
-def _positive(quadratics: Tensor, name: str, active: Tensor, columns: int) -> Tensor:
-    """Return the quadratic forms of the active columns, and refuse one that is not above zero."""
-    _check_finite(quadratics, f"the product with {name}")
+def _directions(z: Tensor) -> Tensor:
+    """Span columns ``[P, M]`` by orthonormal ones, fewer where they depend on each other."""
+    lengths = z.norm(dim=0)
+    unit = z[:, lengths > 0] / lengths[lengths > 0]
+    basis, sizes, _ = torch.linalg.svd(unit, full_matrices=False)
+    return basis[:, sizes > sizes[0] * torch.finfo(z.dtype).eps ** 0.5]
+
+
+def _factored(projected: Tensor, seen: Tensor, active: Tensor, columns: int) -> Tensor:
+    """Factor ``P^T A P`` of orthonormal directions P, and refuse one that is not above zero.
+
+    Args:
+        projected: ``P^T A P``.
+        seen: the directions of the active columns in terms of P.
+        active: numbers of these.
+        columns: how many right-hand sides there are.
+    """
+    _check_finite(projected, "the product with the curvature")
+    symmetric = (projected + projected.T) / 2
+    lower, failed = torch.linalg.cholesky_ex(symmetric)
+    if failed:
+        values, vectors = torch.linalg.eigh(symmetric)
+        nearest = (vectors[:, 0] @ seen).abs() / seen.norm(dim=0)
+        _refuse_direction("the curvature", values[0], active[nearest.argmax()], columns)
+    return lower
+
+
+def _preconditioned(operator: Operator, r: Tensor, active: Tensor, columns: int) -> Tensor:
+    """Precondition residuals, and refuse a preconditioner that is not above zero along one."""
+    z = operator(r)
+    quadratics = (r * z).sum(0)
+    _check_finite(quadratics, "the product with the preconditioner")
     lowest, where = quadratics.min(0)
     if lowest <= 0:
-        raise SolveError(
-            f"{name} is not positive definite: a direction has the quadratic form "
-            f"{lowest.item():.1e}{_place(active[where], columns)}; raise the damping, or take the "
-            "Gauss-Newton matrix, which has no negative eigenvalue"
-        )
-    return quadratics
+        _refuse_direction("the preconditioner", lowest, active[where], columns)
+    return z
+
+
+def _refuse_direction(name: str, form: Tensor, column: Tensor, columns: int) -> NoReturn:
+    """Raise for a direction in which something is not positive definite."""
+    raise SolveError(
+        f"{name} is not positive definite: a direction has the quadratic form "
+        f"{form.item():.1e}{_place(column, columns)}; raise the damping, or take the "
+        "Gauss-Newton matrix, which has no negative eigenvalue"
+    )
 
 
 def _refuse(relative: Tensor, iterations: Tensor, tolerance: float) -> NoReturn:
