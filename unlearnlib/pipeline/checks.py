@@ -193,6 +193,21 @@ def _retrained_models_have_originals(
     yield from _among(("study", "seeds"), study.seeds, group_retrain.seeds, "group_retrain.seeds")
 
 
+def _updated_models_are_retrained(
+    study: Study, group_models: GroupModels, group_retrain: Any, estimators: Any, steps: Any,
+    scaling: Any,
+) -> Problems:  # fmt: skip
+    """Updates start from originals that are retrained too; one-step rows stand beside the steps."""
+    for name, one in {"estimators": estimators, "steps": steps, "scaling": scaling}.items():
+        keys = (name, "seeds")
+        yield from _among(keys, one.seeds, group_retrain.seeds, "group_retrain.seeds")
+    for name, one in {"steps": steps, "scaling": scaling}.items():
+        yield from _among((name, "seeds"), one.seeds, estimators.seeds, "estimators.seeds")
+    for space in set(steps.spaces) & set(group_models.models):
+        there = _trained(group_models, space, study)
+        yield from _among(("steps", "seeds"), steps.seeds, there, f"the seeds of {space}")
+
+
 def _larger_models_are_trained(study: Study, group_models: GroupModels, selection: Any) -> Problems:
     keys, larger = ("selection", "larger"), selection.larger
     models = list(group_models.models)

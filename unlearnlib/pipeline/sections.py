@@ -316,10 +316,12 @@ class GroupRetrain(Strict):
 
 
 Estimators = section(
-    "Estimators", estimators.Settings, estimators=Distinct[Literal[tuple(UNSCALED)]]
+    "Estimators", estimators.Settings, seeds=Seeds, estimators=Distinct[Literal[tuple(UNSCALED)]]
 )
-Steps = section("Steps", steps.Settings, spaces=dict[Architecture, Sizes | None], margin=Positive)
-Scaling = section("Scaling", scaling.Settings, coherent_sizes=Sizes, random_sizes=Sizes)
+Steps = section(
+    "Steps", steps.Settings, seeds=Seeds, spaces=dict[Architecture, Sizes | None], margin=Positive
+)
+Scaling = section("Scaling", scaling.Settings, seeds=Seeds, coherent_sizes=Sizes, random_sizes=Sizes)
 Features = section("Features", features.Settings, pretrained=str | None)
 Ladder = section(
     "Ladder",
