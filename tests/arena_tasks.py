@@ -55,8 +55,8 @@ def save(path: Path, result: dict, **known: Any) -> Path:
 
 def plan(**changes: Any) -> Plan:
     """Plan a request for a class, with an ensemble, and one for a group."""
-    options = {"requests": {"class_0": CLASS, "random": GROUP}, "seeds": [0, 1], "ensemble": 3}
-    options |= {"items": 50, "ensemble_requests": ["class_0"]}
+    options = {"requests": {"class_0": CLASS, "random": GROUP}, "seeds": [0, 1]}
+    options |= {"items": 50, "other_seeds": [0, 1], "ensembles": {"class_0": 3}}
     return Plan(Place("quick"), **options | changes)
 
 
@@ -70,7 +70,7 @@ def entrants(**changes: Any) -> Mapping[str, Entrant]:
                 "method": "gkt",
                 "settings": {"transfer": {"pseudo_batches": 2, "snapshots": 1}},
             },
-            "mm_noise": {"method": "mm_noise", "settings": {"per_class": 2}, "ensemble": True},
+            "mm_noise": {"method": "mm_noise", "settings": {"per_class": 2}, "effort": "cheap"},
         },
         "estimators": ["first_order", "gif", "gif_scaled"],
         "cheap_estimators": ["first_order"],

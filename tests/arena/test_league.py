@@ -88,21 +88,39 @@ def test_equivalence_is_shown_where_the_gap_is_small(tmp_path: Path):
     assert league.margins_met(found, tests).loc["good", CLASS] == "forget"
 
 
-def test_the_league_is_in_order_of_mean_rank_without_cost(tmp_path: Path):
-    means, cells = league.table(results(tmp_path, good=0.05))
+COUNTED = ["retain_gap", "js_forget", "probe"]
+
+
+def test_the_league_is_in_order_of_mean_rank_over_the_metrics_that_count(tmp_path: Path):
+    found = results(tmp_path, good=0.05)
+    means, cells = league.table(found, CLASS, counted=COUNTED)
     assert list(means.index) == ["good", "retrain_again", "free"]
     assert means.loc["free", "probe"] == 5
     assert cells.loc["free", "retain_gap"].startswith("5.0")
-    assert cells.loc["free", "mia_gap"] == "-"  # was not measured
+    assert list(means)[-1] == "cost" and "mia_gap" not in means  # was not measured
+    group, _ = league.table(found, GROUP, counted=["js_forget"])
+    assert list(group.index) == ["good", "retrain_again"]
+
+
+def test_places_are_ranks_on_each_original_model(tmp_path: Path):
+    found = league.places(results(tmp_path), CLASS, counted=COUNTED)
+    assert found.index.to_list() == ["0", "1", "2", "3"]
+    assert found.loc["0"].to_dict() == {"retrain_again": 1, "good": 2, "free": 3}
+    lacking = results(tmp_path).numbers
+    lacking = lacking[(lacking["method"] != "free") | (lacking["metric"] != "js_forget")]
+    short = league.places(league.Results(lacking, set()), CLASS, counted=COUNTED)
+    assert list(short) == ["retrain_again", "good"]
+    with pytest.raises(ValueError, match="no metric ranks the methods of class_0"):
+        league.places(results(tmp_path), CLASS, counted=[])
 
 
 def test_models_of_an_ensemble_alone_do_not_weigh_in_the_league(tmp_path: Path):
     results(tmp_path)
     table = pd.read_csv(tmp_path / "arena.csv", dtype=str, keep_default_na=False)
     further = table[(table["method"] == "good") & (table["metric"] == "js_forget")]
-    further = further.assign(seed="9", value="900")
+    further = further.groupby("request").head(1).assign(seed="9", value="900")
     pd.concat([table, further]).to_csv(tmp_path / "arena.csv", index=False)
-    means, _ = league.table(league.read(tmp_path / "arena.csv"))
+    means, _ = league.table(league.read(tmp_path / "arena.csv"), CLASS, counted=COUNTED)
     assert means.loc["good", "js_forget"] < 1
 
 
@@ -116,40 +134,40 @@ def test_advice_names_the_nearest_and_says_when_nothing_is_nearer(tmp_path: Path
     found = results(tmp_path)
     margins = {"retain_gap": 1.0, "forget_gap": 1.0}
     tests = league.equivalences(found, margins, level=0.05, wanted=0.8)
-    lines = league.advice(found, tests, KNOWN)
-    assert len(lines) == 3
-    assert "with data:** Good one" in lines[0] and "1 of 1 requests" in lines[0]
-    assert "zero-shot:** Free one" in lines[1] and "0 of 1 requests" in lines[1]
-    assert "learned again after 55 mini-batches, gold 60" in lines[1]
-    assert "5.000" not in lines[0] and "0.004 ± 0.000 nats, n = 4" in lines[0]
-    assert "nearest method is Good one" in lines[2] and "nearer than doing nothing" in lines[2]
+    found_lines = league.advice(found, tests, KNOWN)
+    assert list(found_lines) == [CLASS, GROUP]
+    idle, data, free = found_lines[CLASS]
+    assert "Doing nothing is" in idle and "a second gold" in idle
+    assert "With data:** Good one" in data and "retain accuracy gap and forget accuracy gap" in data
+    assert "Zero-shot:** Free one" in free and "met: none" in free
+    assert "learned again after 55 mini-batches, gold 60" in free
+    assert "0.004 ± 0.000 nats, n = 4" in data and "nearer than doing nothing" in data
+    assert len(found_lines[GROUP]) == 2  # the other does not serve it
     unsure = found.numbers
     own = (unsure["method"] == "good") & unsure["metric"].str.startswith("js")
     unsure.loc[own, "value"] = unsure.loc[own, "seed"].astype(float)
-    assert "not shown to be nearer" in league.advice(found, tests, KNOWN)[2]
-    idle = league.advice(results(tmp_path, original=0.01), tests, KNOWN)[2]
-    assert "doing nothing is nearer still" in idle and "what golds differ by" in idle
+    assert "not shown to be nearer" in league.advice(found, tests, KNOWN)[GROUP][1]
+    idle = league.advice(results(tmp_path, original=0.01), tests, KNOWN)[GROUP]
+    assert "doing nothing is nearer still" in idle[1] and "what golds differ by" in idle[0]
 
 
-def test_a_screened_metric_tells_where_the_original_is_beyond_the_luck_of_golds(tmp_path: Path):
-    rows = results(tmp_path).numbers
-    again = rows[rows["method"] == "retrain_again"].assign(method="retrain_reordered")
-    found = league.signals(league.Results(pd.concat([rows, again]), set()))
-    assert list(found.index) == [name for name, one in METRICS.items() if one.screened]
-    assert found.loc["retain_gap", CLASS] == pytest.approx((40 + 0.015) / (0.1 + 0.015))
-    assert math.isnan(found.loc["probe", GROUP])
-    # nearer than the luck of golds for one seed: at most 1, whatever the mean
-    own = (rows["method"] == "original") & (rows["metric"] == "forget_gap") & (rows["seed"] == "0")
-    rows.loc[own, "value"] = 0.0
-    found = league.signals(league.Results(pd.concat([rows, again]), set()))
-    assert found.loc["forget_gap", CLASS] == 1
+def test_a_margin_that_would_just_have_passed_is_told_and_formal_passes_are_marked(tmp_path: Path):
+    found = results(tmp_path)
+    margins = {"retain_gap": 1.0, "forget_gap": 1.0}
+    tests = league.equivalences(found, margins, level=0.05, wanted=0.8)
+    good = tests[(tests["method"] == "good") & (tests["score"] == "retain_gap")].iloc[0]
+    values = found.repeats(CLASS, "good", "retain_gap")
+    for factor, passes in ((1.001, True), (0.999, False)):
+        margin = factor * good["smallest_margin"]
+        assert (equivalence.equivalence(values, margin=margin).p < 0.05) == passes
+    assert not tests["formal"].any()
+    same = (found.numbers["method"] == "good") & (found.numbers["metric"] == "retain_gap")
+    found.numbers.loc[same, "value"] = 0.3
+    tests = league.equivalences(found, margins, level=0.05, wanted=0.8)
+    assert set(tests.loc[tests["formal"], "method"]) == {"good"}
 
 
-def test_blocks_are_class_requests_and_methods_that_serve_all_of_them(tmp_path: Path):
-    found = league.blocks(results(tmp_path))
-    assert list(found.index) == [CLASS]
-    assert list(found) == ["retrain_again", "good", "free"]
-    assert found.loc[CLASS, "good"] == pytest.approx(2 * (0.2 + 0.015) / 100)
-    lacking = results(tmp_path).numbers
-    lacking = lacking[(lacking["method"] != "free") | (lacking["metric"] != "js_retain")]
-    assert list(league.blocks(league.Results(lacking, set()))) == ["retrain_again", "good"]
+def test_decoys_have_no_place_in_the_league(tmp_path: Path):
+    found = results(tmp_path, half_way=20.0)
+    assert "half_way" not in found.methods
+    assert "half_way" not in league.places(found, CLASS, counted=COUNTED)

@@ -8,6 +8,7 @@ from arena_tasks import CLASS, GROUP, entrants
 
 from unlearnlib.arena import methods
 from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.data.requests import FAMILIES
 from unlearnlib.zero_shot.methods import METHODS
 
@@ -55,7 +56,7 @@ def test_titles_come_from_the_registries_and_say_what_a_variant_is():
 def test_what_is_known_is_read_back_behind_the_references(tmp_path: Path):
     methods.listed(entrants()).to_csv(tmp_path / "methods.csv")
     found = methods.known(tmp_path / "methods.csv")
-    assert list(found.index) == [*methods.REFERENCES, *entrants()]
+    assert list(found.index) == [*methods.REFERENCES, *DECOYS, *entrants()]
     assert found.loc["retrain", "title"] == "gold"
     assert (found["family"] == "reference").sum() == len(methods.REFERENCES)
 

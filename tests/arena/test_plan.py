@@ -40,7 +40,8 @@ def test_tasks_are_what_their_run_takes(kind: str):
 
 def test_a_plan_is_read_from_parameters():
     requests = {"class_0": {"classes": [0]}, "random": {"mode": "random", "size": 20, "seed": 3}}
-    given = {"items": 50, "seeds": [0, 1], "ensemble": 3, "ensemble_requests": ["class_0"]}
+    given = {"items": 50, "seeds": [0, 1], "other_seeds": [0, 1]}
+    given |= {"ensembles": {"class_0": 3}}
     found = Plan.of(Place("quick"), given | {"requests": requests})
     assert found.requests == {"class_0": CLASS, "random": GROUP}
     assert list(found.pairs()) == list(plan().pairs())
@@ -127,8 +128,9 @@ def test_further_models_of_an_ensemble_are_measured_by_the_cheap_metrics_alone()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ensemble_requests": ["other"]}, "no request named"),
-        ({"seeds": [0, 7]}, "not all among the ensemble's 0 to 2"),
+        ({"ensembles": {"other": 3}}, "no request named"),
+        ({"seeds": [0, 7]}, "not all among the ensemble's 0 to 2 of class_0"),
+        ({"other_seeds": [0, 7]}, "not all among"),
     ],
 )
 def test_bad_plans_are_refused(changes: dict[str, Any], message: str):

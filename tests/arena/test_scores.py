@@ -9,6 +9,7 @@ from arena_tasks import CLASS, GROUP, RECIPE, save, trained
 
 from unlearnlib.arena import scores, tables, unlearning
 from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.arena.methods import REFERENCES
 from unlearnlib.arena.unlearning import Unlearned
 from unlearnlib.data.requests import Request
@@ -44,7 +45,7 @@ def scoring(
 
 def test_gold_is_like_itself(place: Path):
     result = scoring(place, keep=True)
-    assert list(result["scores"]) == [*REFERENCES, "random_labels"]
+    assert list(result["scores"]) == [*REFERENCES, *DECOYS, "random_labels"]
     gold, original = (result["scores"][name] for name in ("retrain", "original"))
     for metric in ("js_forget", "activation_distance_retain", "confusion_shift"):
         assert gold[metric] == pytest.approx(0, abs=1e-9)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.arena.methods import LUCK, YARDSTICKS
 from unlearnlib.measures import equivalence, statistics
 from unlearnlib.measures.metrics import METRICS, Metric
@@ -34,9 +35,9 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
-        """All methods and the further gold models, without original and gold."""
+        """All methods and the further gold models, without original, gold and decoys."""
         found = dict.fromkeys(self.numbers["method"])
-        return [method for method in found if method not in REFERENCES]
+        return [method for method in found if method not in (*REFERENCES, *DECOYS)]
 
     @property
     def by_class(self) -> list[str]:
@@ -44,10 +45,10 @@ class Results:
         applies = self.numbers[(self.numbers["metric"] == "probe") & self.numbers["value"].notna()]
         return [request for request in self.requests if request in set(applies["request"])]
 
-    @property
-    def seeds(self) -> set[str]:
+    def seeds(self, request: str) -> set[str]:
         """The original models on which every method was measured, and not ensembles alone."""
-        return set(self.numbers.loc[self.numbers["metric"] == "cost", "seed"])
+        own = (self.numbers["request"] == request) & (self.numbers["metric"] == "cost")
+        return set(self.numbers.loc[own, "seed"])
 
     def repeats(self, request: str, method: str, metric: str) -> pd.Series:
         """Return the values of a metric by seed, without those that do not apply."""
@@ -80,27 +81,6 @@ def read(path: Path) -> Results:
     return Results(numbers[numbers["metric"] != "all"], absent)
 
 
-def signals(results: Results) -> pd.DataFrame:
-    """Compare how far the original is from gold with how far other golds are, for each measure.
-
-    Returns:
-        a row a screened metric, a column a request: the mean distance over seeds from the original
-        to gold, as a multiple of that of the farther of the two other golds; at most 1 where the
-        original is not the farther one for every seed, NaN where the metric does not apply.
-    """
-    screened = [name for name, metric in METRICS.items() if metric.screened]
-    numbers = results.numbers[results.numbers["metric"].isin(screened)]
-    keys = ["request", "metric", "seed"]
-    wide = numbers.pivot_table(index=keys, columns="method", values="value")
-    apart = wide.sub(wide["retrain"], axis=0).abs()
-    apart["luck"] = apart[YARDSTICKS].max(axis=1)
-    means = apart.groupby(["request", "metric"])[["original", "luck"]].mean()
-    ratios = means["original"] / means["luck"].clip(lower=1e-9)
-    always = (apart["original"] > apart["luck"]).groupby(["request", "metric"]).all()
-    found = ratios.where(always | ratios.isna(), ratios.clip(upper=1)).unstack("request")
-    return found.reindex(screened)
-
-
 # ------------------------------------------------------------------------------- equivalence
 
 
@@ -119,7 +99,9 @@ def equivalences(
         a row for each request, method and score: ``mean``, ``low`` and ``high`` (the interval that
         the test reads), ``p``, ``p_holm``, ``seeds``, ``seeds_needed`` (at the level of the
         strictest of Holm's steps, so that the correction cannot undo it), ``beyond`` (the mean
-        itself is not within the margin) and ``equivalent``.
+        itself is not within the margin), ``formal`` (every difference is the same, so that there is
+        no deviation to test with), ``smallest_margin`` (that the test would have passed with, were
+        it the only one) and ``equivalent``.
     """
     rows: list[dict[str, Any]] = []
     for request in results.requests:
@@ -132,6 +114,8 @@ def equivalences(
                 row = {"request": request, "method": method, "score": metric, "mean": found.mean}
                 row |= {"low": found.low, "high": found.high, "p": found.p, "seeds": found.n}
                 row |= {"beyond": abs(found.mean) >= margin, "deviation": float(values.std())}
+                row |= {"formal": found.low == found.high}
+                row |= {"smallest_margin": max(abs(found.low), abs(found.high))}
                 rows.append(row)
     table = pd.DataFrame(rows)
     table["p_holm"] = multipletests(table["p"], method="holm")[1]
@@ -162,33 +146,65 @@ def margins_met(results: Results, tests: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------- league
 
 
-def columns() -> list[Metric]:
-    """List what the league has columns for: the ranked metrics, and the cost."""
-    return [*(metric for metric in METRICS.values() if metric.ranked), METRICS["cost"]]
+def columns(results: Results, request: str) -> list[Metric]:
+    """List the metrics of single models that were measured for a request, as distances to gold."""
+    measured = set(results.numbers.loc[results.numbers["request"] == request, "metric"])
+    return [m for n, m in METRICS.items() if (m.ranked or m.screened) and n in measured]
 
 
-def table(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average each method's distances to gold over the class requests that it serves.
+def table(
+    results: Results, request: str, *, counted: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Average each method's distances to gold over the original models of a request.
+
+    Args:
+        results: of the arena.
+        request: its name.
+        counted: names of the metrics that rank.
 
     Returns:
-        means, a row a method (from least to largest mean rank over the distances, cost aside) and a
-        column a metric of `columns`; and the same as text, with half the 95 % interval over requests
-        and seeds.
+        means, a row a method, from the least to the largest mean rank in `places`, and a column a
+        metric of `columns`, then the cost; and the same as text, with half the 95 % interval.
     """
     means: dict[str, dict[str, float]] = {}
     cells: dict[str, dict[str, str]] = {}
-    for method in results.methods:
+    for method in places(results, request, counted=counted).mean().sort_values().index:
         means[method], cells[method] = {}, {}
-        for metric in columns():
-            values = pd.concat(
-                [results.distance(request, method, metric) for request in results.by_class]
-            )
-            values = values[values.index.isin(results.seeds)]  # no request weighs more
+        for metric in [*columns(results, request), METRICS["cost"]]:
+            values = results.distance(request, method, metric)
+            values = values[values.index.isin(results.seeds(request))]
             means[method][metric.name] = values.mean()
             cells[method][metric.name] = statistics.written(values, digits=metric.digits)
-    numbers = pd.DataFrame(means).T
-    order = numbers.drop(columns="cost").rank().mean(axis=1).sort_values().index
-    return numbers.loc[order], pd.DataFrame(cells).T.loc[order]
+    return pd.DataFrame(means).T, pd.DataFrame(cells).T
+
+
+def places(results: Results, request: str, *, counted: list[str]) -> pd.DataFrame:
+    """Rank the methods of a request on each original model, by the mean over metrics.
+
+    Original models are independent of each other, as requests are not, so that a seed is a block.
+
+    Args:
+        results: of the arena.
+        request: its name.
+        counted: names of the metrics that rank, each with the same weight.
+
+    Returns:
+        a row a seed, a column a method that has all of the metrics: mean rank, 1 the nearest to gold.
+
+    Raises:
+        ValueError: no metric that ranks.
+    """
+    if not counted:
+        raise ValueError(f"no metric ranks the methods of {request}; give at least one")
+    served = [m for m in results.methods if (request, m) not in results.absent]
+    ranks = []
+    for name in counted:
+        distances = {m: results.distance(request, m, METRICS[name]) for m in served}
+        frame = pd.DataFrame({m: d for m, d in distances.items() if len(d)})
+        ranks.append(frame[frame.index.isin(results.seeds(request))].rank(axis=1))
+    whole = set.intersection(*(set(frame) for frame in ranks))
+    mean = sum(frame[[m for m in served if m in whole]] for frame in ranks) / len(ranks)
+    return mean.dropna()
 
 
 def front(cost: pd.Series, quality: pd.Series) -> list[str]:
@@ -204,20 +220,9 @@ def front(cost: pd.Series, quality: pd.Series) -> list[str]:
 def divergences(results: Results, request: str, method: str) -> pd.Series:
     """Compute the divergence from gold on forgotten and retained images together, by seed."""
     parts = (results.repeats(request, method, f"js_{name}") for name in ("forget", "retain"))
-    both = sum(parts, pd.Series(0.0, index=sorted(results.seeds)))
-    return both[both.index.isin(results.seeds)].dropna()
-
-
-def blocks(results: Results) -> pd.DataFrame:
-    """Average the divergence from gold over seeds: a row a class request, a column a method.
-
-    Methods that do not serve all class requests have no column: a block is complete.
-    """
-    rows = {
-        request: {m: divergences(results, request, m).mean() for m in results.methods}
-        for request in results.by_class
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").dropna(axis="columns")
+    seeds = results.seeds(request)
+    both = sum(parts, pd.Series(0.0, index=sorted(seeds)))
+    return both[both.index.isin(seeds)].dropna()
 
 
 def _nats(values: pd.Series) -> str:
@@ -225,8 +230,8 @@ def _nats(values: pd.Series) -> str:
     return f"{statistics.written(values, digits=3)} nats, n = {len(values)}"
 
 
-def advice(results: Results, tests: pd.DataFrame, known: pd.DataFrame) -> list[str]:
-    """Say in words which method is nearest to gold in each case.
+def advice(results: Results, tests: pd.DataFrame, known: pd.DataFrame) -> dict[str, list[str]]:
+    """Say in words which method is nearest to gold, for each request and family of methods.
 
     Args:
         results: of the arena.
@@ -234,69 +239,53 @@ def advice(results: Results, tests: pd.DataFrame, known: pd.DataFrame) -> list[s
         known: title and family of each method, see `methods.known`.
 
     Returns:
-        sentences in markdown, one for each family (class requests) and each group request.
+        by request, sentences in markdown: one a family that serves it, after one on what there is to
+        gain.
     """
-    quality = {  # seeds share their originals between requests: n is the number of seeds
-        method: sum(divergences(results, r, method) for r in results.by_class)
-        / len(results.by_class)
-        for method in results.methods
-    }
-    methods = known[known.index.isin(results.methods) & (known["family"] != "reference")]
-    lines = []
-    for family, own in methods.groupby("family", sort=False):
-        name = min(own.index, key=lambda method: quality[method].mean())
-        lines.append(
-            f"**To forget classes, {family}:** {known.loc[name, 'title']}, {_nats(quality[name])} from "
-            f"gold (two golds: {_nats(quality[LUCK])}), {_price(results, tests, name)}"
-            f"{_relearned(results, name)}."
-        )
-    titles = known["title"].to_dict()
-    by_item = [r for r in results.requests if r not in results.by_class]
-    return lines + [_group_advice(results, request, titles) for request in by_item]
+    methods = known[known.index.isin(results.methods) & ~known["family"].isin(["reference", "decoy"])]
+    found = {}
+    for request in results.requests:
+        nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
+        within = nothing.mean() <= luck.mean()
+        end = ": what there is to gain is within what golds differ by" if within else ""
+        lines = [
+            f"Doing nothing is {_nats(nothing)} from gold, a second gold {_nats(luck)}{end}."
+        ]
+        for family, own in methods.groupby("family", sort=False):
+            served = [m for m in own.index if (request, m) not in results.absent]
+            if served:
+                far = {m: divergences(results, request, m) for m in served}
+                name = min(served, key=lambda m, far=far: far[m].mean())
+                lines.append(
+                    f"**{family.capitalize()}:** {known.loc[name, 'title']}, {_nats(far[name])} from "
+                    f"gold, {_nearer(far[name], nothing)}; {_price(results, tests, request, name)}"
+                    f"{_relearned(results, request, name)}."
+                )
+        found[request] = lines
+    return found
 
 
-def _price(results: Results, tests: pd.DataFrame, method: str) -> str:
-    """Say what a method costs, and where both margins are met, over class requests."""
-    both = tests[(tests["method"] == method) & tests["request"].isin(results.by_class)]
-    met = both.groupby("request")["equivalent"].all()
-    costs = [results.repeats(r, method, "cost").mean() for r in results.by_class]
-    return (
-        f"at {min(costs):.2f} to {max(costs):.2f} times the cost of retraining; both margins are "
-        f"shown to be met for {int(met.sum())} of {len(met)} requests"
+def _nearer(values: pd.Series, nothing: pd.Series) -> str:
+    """Say whether a method is shown to be nearer to gold than the original, paired by seed."""
+    _, low, high = statistics.mean_interval((values - nothing).dropna().to_list())
+    if high < 0:
+        return "nearer than doing nothing"
+    return "where doing nothing is nearer still" if low > 0 else (
+        "not shown to be nearer than doing nothing"
     )
 
 
-def _relearned(results: Results, method: str) -> str:
-    """Say how fast the classes are learned again, in the mean over class requests and seeds."""
-    pair = [
-        pd.concat([results.repeats(r, m, "relearn_time") for r in results.by_class]).mean()
-        for m in (method, "retrain")
-    ]
+def _price(results: Results, tests: pd.DataFrame, request: str, method: str) -> str:
+    """Say what a method costs, and which margins it is shown to meet."""
+    own = tests[(tests["method"] == method) & (tests["request"] == request)]
+    met = [METRICS[score].title for score in own.loc[own["equivalent"], "score"]]
+    cost = results.repeats(request, method, "cost").mean()
+    return f"{cost:.2f} retrainings; margins shown to be met: {' and '.join(met) or 'none'}"
+
+
+def _relearned(results: Results, request: str, method: str) -> str:
+    """Say how fast the items are learned again, in the mean over seeds."""
+    pair = [results.repeats(request, m, "relearn_time").mean() for m in (method, "retrain")]
     if any(map(math.isnan, pair)):
         return ""
     return f"; learned again after {pair[0]:.0f} mini-batches, gold {pair[1]:.0f}"
-
-
-def _group_advice(results: Results, request: str, titles: dict[str, str]) -> str:
-    served = [
-        m for m in results.methods if m not in YARDSTICKS and (request, m) not in results.absent
-    ]
-    found = {method: divergences(results, request, method) for method in served}
-    name = min(found, key=lambda method: found[method].mean())
-    nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
-    _, low, high = statistics.mean_interval((found[name] - nothing).to_list())
-    verdict = (
-        "it is nearer than doing nothing"
-        if high < 0
-        else "doing nothing is nearer still"
-        if low > 0
-        else "not shown to be nearer than doing nothing"
-    )
-    within = nothing.mean() <= luck.mean()
-    end = ", so that what there is to gain is within what golds differ by" if within else ""
-    return (
-        f"**To forget the group {request}:** the original is {_nats(nothing)} from gold, a "
-        f"second gold {_nats(luck)}{end}. The nearest method is {titles[name]} with "
-        f"{_nats(found[name])}: "
-        f"{verdict}."
-    )

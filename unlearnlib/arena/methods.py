@@ -7,11 +7,12 @@ name, where one method enters several times (``gkt_20_batches`` beside ``gkt_pri
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.data.requests import FAMILIES, Method, Request
 from unlearnlib.influence.estimators import ESTIMATORS
 from unlearnlib.pipeline.registry import Named, Registry
@@ -19,6 +20,7 @@ from unlearnlib.pipeline.schema import build
 from unlearnlib.zero_shot.methods import METHODS
 
 Given = Mapping[str, Any]
+Effort = Literal["cheap", "usual", "dear"]
 
 
 # -------------------------------------------------------------------------------- references
@@ -62,12 +64,18 @@ class Entrant(Method):
     Attributes:
         method: an entry of the registry of its family.
         settings: of the class that the method names; None for an estimator.
-        cheap: whether it also serves the further models of an ensemble.
+        effort: ``cheap`` methods also serve the further models of an ensemble, ``dear`` ones the
+            first request alone, on few models.
     """
 
     method: Method
     settings: Any = None
-    cheap: bool = False
+    effort: Effort = "usual"
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it serves whole ensembles."""
+        return self.effort == "cheap"
 
     def cannot(self, request: Request) -> str | None:
         """Tell why the method cannot serve a request, see `Method.cannot`."""
@@ -85,8 +93,9 @@ def entrants(
     """Make the methods that take part from parameters.
 
     Args:
-        baselines: settings by name of a baseline; all of them are cheap.
-        zero_shot: by name in tables, ``method``, ``settings``, and ``ensemble`` where it is cheap.
+        baselines: settings by name of a baseline, and its ``method`` where the name is another; all
+            of them are cheap.
+        zero_shot: by name in tables, ``method``, ``settings``, and ``effort`` of `Entrant`.
         estimators: names in `ESTIMATORS`.
         cheap_estimators: those of them that are cheap.
         l2: λ of the objective, for the settings that have one.
@@ -102,26 +111,32 @@ def entrants(
     cheap = set(cheap_estimators)
     if unknown := cheap - set(estimators):
         raise ValueError(f"cheap_estimators={sorted(unknown)}: none of the estimators asked for")
-    found += [_entrant(ESTIMATORS[name], cheap=name in cheap) for name in estimators]
+    found += [
+        _entrant(ESTIMATORS[name], effort="cheap" if name in cheap else "usual")
+        for name in estimators
+    ]
     named = {one.name: one for one in found}
-    if len(named) < len(found) or named.keys() & REFERENCES.keys():
+    if len(named) < len(found) or named.keys() & (REFERENCES.keys() | DECOYS.keys()):
         names = [one.name for one in found]
-        raise ValueError(f"methods named {names}: give each a name of its own, and no reference's")
+        raise ValueError(
+            f"methods named {names}: give each a name of its own, and no reference's or decoy's"
+        )
     return named
 
 
 def _baseline(name: str, given: Given, *, l2: float) -> Entrant:
-    method = BASELINES[name]
+    given = dict(given)
+    method = BASELINES[given.pop("method", name)]
     penalty = {"l2": l2} if "l2" in {f.name for f in fields(method.settings)} else {}
-    return _entrant(method, settings=build(method.settings, penalty | dict(given)), cheap=True)
+    return _entrant(method, name, settings=build(method.settings, penalty | given), effort="cheap")
 
 
 def _zero_shot(name: str, given: Given) -> Entrant:
-    if unknown := given.keys() - {"method", "settings", "ensemble"}:
-        raise ValueError(f"{name}: {sorted(unknown)}; give method, settings and ensemble alone")
+    if unknown := given.keys() - {"method", "settings", "effort"}:
+        raise ValueError(f"{name}: {sorted(unknown)}; give method, settings and effort alone")
     method = METHODS[given["method"]]
     settings = build(method.settings, given.get("settings", {}))
-    return _entrant(method, name, settings=settings, cheap=given.get("ensemble", False))
+    return _entrant(method, name, settings=settings, effort=given.get("effort", "usual"))
 
 
 def _entrant(method: Method, name: str | None = None, **how: Any) -> Entrant:
@@ -151,9 +166,11 @@ def listed(entrants: Mapping[str, Entrant]) -> pd.DataFrame:
 
 
 def known(table: Path) -> pd.DataFrame:
-    """Read what `listed` wrote, and put the references before it; their family is ``reference``."""
+    """Read what `listed` wrote, and put references and decoys before it, each a family of its own."""
     references = {
-        name: {"title": one.title, "family": "reference"} for name, one in REFERENCES.items()
+        name: {"title": one.title, "family": family}
+        for family, registry in {"reference": REFERENCES, "decoy": DECOYS}.items()
+        for name, one in registry.items()
     }
     found = pd.read_csv(table, index_col="method")
     return pd.concat([pd.DataFrame.from_dict(references, orient="index"), found])

@@ -1,7 +1,7 @@
 """What the notebooks of the arena ask for: which models, which methods on which requests, scores."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ from unlearnlib.arena.methods import REFERENCES, Entrant
 from unlearnlib.arena.scores import Settings
 from unlearnlib.arena.unlearning import Influence, Unlearned
 from unlearnlib.data import requests
-from unlearnlib.data.requests import Request
+from unlearnlib.data.requests import Picked, Request
 from unlearnlib.measures import metrics
 from unlearnlib.models.training import Recipe
-from unlearnlib.pipeline import seeds
+from unlearnlib.pipeline import records, seeds
 from unlearnlib.pipeline.paths import Place
 
 Tasks = dict[str, dict[str, Any]]  # by name of a task, the arguments of its run
@@ -27,9 +27,10 @@ class Plan:
         here: files of the profile.
         items: training images of the arena, see `training.training_items`; None for all.
         requests: what is to be forgotten, by name.
-        seeds: original models on which every method serves every request.
-        ensemble: models of a kind for the requests below, the seeds 0, 1, ...
-        ensemble_requests: names of requests that the cheap methods serve on so many models.
+        seeds: original models on which every method serves the main requests.
+        other_seeds: those of them on which it serves the others.
+        ensembles: the main requests, each with the number of its models, of the seeds 0, 1, ..., on
+            which the cheap methods serve it: for measures that compare distributions of models.
 
     Raises:
         ValueError: an unknown name, or an ensemble without the seeds.
@@ -39,16 +40,19 @@ class Plan:
     items: int | None
     requests: dict[str, Request]
     seeds: list[int]
-    ensemble: int
-    ensemble_requests: list[str]
+    other_seeds: list[int]
+    ensembles: dict[str, int]
 
     def __post_init__(self) -> None:
-        if unknown := set(self.ensemble_requests) - set(self.requests):
+        if unknown := set(self.ensembles) - set(self.requests):
             raise ValueError(f"no request named {sorted(unknown)}; there are {list(self.requests)}")
-        if not set(self.seeds) <= set(range(self.ensemble)):
-            raise ValueError(
-                f"seeds {self.seeds} are not all among the ensemble's 0 to {self.ensemble - 1}"
-            )
+        for name, count in self.ensembles.items():
+            if not set(self.seeds) <= set(range(count)):
+                raise ValueError(
+                    f"seeds {self.seeds} are not all among the ensemble's 0 to {count - 1} of {name}"
+                )
+        if not set(self.other_seeds) <= set(self.seeds):
+            raise ValueError(f"other_seeds {self.other_seeds} are not all among {self.seeds}")
 
     @classmethod
     def of(cls, here: Place, given: Mapping[str, Any]) -> "Plan":
@@ -59,13 +63,28 @@ class Plan:
             ValueError: see `Plan`.
         """
         asked = {name: requests.parse(one) for name, one in given["requests"].items()}
-        return cls(here, **{**given, "requests": asked})
+        return cls(here, **{**given, "requests": asked}).with_picked()
+
+    def with_picked(self) -> "Plan":
+        """Return the plan with the items of the requests that are `Picked`, where they are known."""
+        found = dict(self.requests)
+        for name, one in found.items():
+            file = self.here.run("arena_picked", one.mode) if isinstance(one, Picked) else None
+            if file and file.is_file():
+                order = records.result(file)["order"]
+                items = tuple(sorted(order[: one.size].tolist()))
+                found[name] = replace(one, items=items)
+        return replace(self, requests=found)
 
     # ------------------------------------------------------------------------------ models
 
     def repeats(self, name: str) -> list[int]:
         """List the original models of a request."""
-        return list(range(self.ensemble)) if name in self.ensemble_requests else list(self.seeds)
+        return list(range(self.ensembles.get(name, 0))) or list(self.other_seeds)
+
+    def measured(self, name: str) -> list[int]:
+        """List those of them on which every method serves it, and is measured by every metric."""
+        return [seed for seed in self.repeats(name) if seed in self.seeds]
 
     def pairs(self) -> Iterator[tuple[str, int]]:
         """Yield the name of each request with each of its original models."""
@@ -86,7 +105,7 @@ class Plan:
         }
 
     def trainings(self, *, model: str, width: float, recipe: Recipe) -> Tasks:
-        """Make the tasks of `training.run` for all references.
+        """Make the tasks of `training.run` for all references, but golds whose items wait to be picked.
 
         Args:
             model: a name in `architectures.ARCHITECTURES`.
@@ -98,16 +117,34 @@ class Plan:
         for name, seed in self.pairs():
             for reference, file in self.references(name, seed).items():
                 request = self.requests[name] if REFERENCES[reference].gold else None
+                if isinstance(request, Picked) and not request.items:
+                    continue  # their golds wait for what the originals pick
                 one = {"recipe": recipe, "request": request} | _seeds(reference, seed)
                 tasks[file.stem] = shared | one
         return tasks
+
+    def picks(self, *, l2: float, damping: float, curvature_items: int) -> Tasks:
+        """Make the tasks of `picking.run`, for the requests whose items models pick."""
+        shared = {
+            "data": self.here.data,
+            "items": self.items,
+            "originals": [self.model("original", seed) for seed in self.seeds],
+            "l2": l2,
+            "damping": damping,
+            "curvature_items": curvature_items,
+        }
+        modes = {one.mode for one in self.requests.values() if isinstance(one, Picked)}
+        return {mode: {"mode": mode} | shared for mode in sorted(modes)}
 
     # ----------------------------------------------------------------------------- unlearning
 
     def takes_part(self, entrant: Entrant, name: str, seed: int) -> bool:
         """Say whether a method unlearns a request from an original model."""
-        able = entrant.cannot(self.requests[name]) is None
-        return able and (entrant.cheap or seed in self.seeds)
+        if entrant.cannot(self.requests[name]) is not None:
+            return False
+        if entrant.effort == "dear":
+            return name == next(iter(self.requests)) and seed in self.other_seeds
+        return entrant.cheap or seed in self.seeds
 
     def store(self, family: str) -> Path:
         """Name the folder of the unlearned models of a family."""

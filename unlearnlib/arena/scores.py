@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from torch import Tensor
 
+from unlearnlib.arena.decoys import decoys
 from unlearnlib.arena.unlearning import Unlearned, networks_of
 from unlearnlib.data import datasets
 from unlearnlib.data.requests import Request
@@ -47,7 +48,7 @@ def run(
     keep: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure all models of one request and one original model.
+    """Measure all models of one request and one original model, and decoys between it and gold.
 
     Args:
         data: file of the data set.
@@ -67,6 +68,7 @@ def run(
     """
     sets = sets_of(datasets.load(data), request, items=items, most=settings.most)
     models = {name: checkpoints.load(path) for name, path in references.items()}
+    models |= decoys(models, sets.kept[0])
     found = evidence(models | networks_of(unlearned), sets, seed=seed, lessons=settings.relearning)
     values = {
         name: {metric: measured(compute, one) for metric, compute in metrics.items()}

@@ -117,7 +117,7 @@ def arena(
     long = costs.melt(["request", "method", "seed"], ["seconds", "cost"], "metric", "value")
     distributions = [
         row
-        for name in plan.ensemble_requests
+        for name in plan.ensembles
         for row in distribution_rows(
             name, [measured[scored(name, s)].result["margins"] for s in plan.repeats(name)]
         )

@@ -1,8 +1,8 @@
 """Requests: what is to be forgotten, and which methods can serve them.
 
 There are two kinds. `Classes` names whole classes: all items of them, whoever holds the data.
-`Group` draws items from the training split, from one class (coherent) or from all (random). A
-request is made once, from parameters, and handed on as it is; what is wrong with it is said here.
+`Group` draws items from the training split, from one class (coherent) or from all (random), or has
+them picked by what models say of them (`Picked`). A request is made once, from parameters, and handed on as it is; what is wrong with it is said here.
 What a model or a data set cannot serve is said by `check`, which needs no data, and again where it
 is drawn.
 
@@ -28,6 +28,7 @@ from unlearnlib.pipeline.registry import Named
 
 FAMILIES = {"data": "with data", "zero_shot": "zero-shot", "influence": "influence"}
 MODES = ("coherent", "random")
+PICKED = ("hard", "influential")  # by what, see `arena.picking`
 
 
 class RequestError(ValueError):
@@ -197,20 +198,72 @@ class Group:
         raise RequestError(f"size={self.size} of {held or 'no'} {of}{stay}: {remedy}")
 
 
+@dataclass(frozen=True)
+class Picked(Group):
+    """Ask for the training items with the highest scores of a kind to be forgotten.
+
+    Attributes:
+        mode: an entry of `PICKED`.
+        label: None; items come from all classes.
+        size: items.
+        seed: unused, 0.
+        items: their positions, ascending; empty before they are picked.
+
+    Raises:
+        RequestError: see `Group`; or other than `size` items.
+    """
+
+    label: int | None = None
+    size: int = 0
+    items: tuple[int, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in PICKED:
+            raise RequestError(f"mode={self.mode!r}: choose one of {list(PICKED)}")
+        if self.label is not None or self.seed:
+            raise RequestError(
+                f"mode={self.mode!r} with label={self.label!r} and seed={self.seed!r}: such a group "
+                "is neither of one class nor drawn; leave them out"
+            )
+        Group("random", None, self.size)  # its checks of the size
+        if self.items and len(self.items) != self.size:
+            raise RequestError(f"{len(self.items)} items for size={self.size}: give as many")
+
+    @property
+    def name(self) -> str:
+        """Such as ``hard-500``."""
+        return f"{self.mode}-{self.size}"
+
+    def positions(self, labels: Tensor) -> Tensor:
+        """Return the positions of the items among the labels ``[N]``: int64 ``[size]``, ascending.
+
+        Raises:
+            RequestError: not picked yet, or items that are not there.
+        """
+        if not self.items:
+            raise RequestError(f"{self.name}: not picked yet; run the notebook 40_arena_models")
+        if self.items[-1] >= len(labels):
+            raise RequestError(f"{self.name}: no item {self.items[-1]} among {len(labels)}")
+        self.check(torch.bincount(labels).tolist())
+        return torch.tensor(self.items)
+
+
 Request = Classes | Group
 
 
 def parse(given: Mapping[str, Any]) -> Request:
-    """Make a request from parameters: ``{classes: [...]}``, or the attributes of `Group`.
+    """Make a request from parameters: ``{classes: [...]}``, or the attributes of `Group` or `Picked`.
 
     Raises:
         RequestError: neither, or what they raise.
     """
-    remedy = "give classes alone, or mode, label, size and seed"
+    remedy = f"give classes alone, or mode, label, size and seed, or mode ({' or '.join(PICKED)}) and size"
     if not isinstance(given, Mapping):
         raise RequestError(f"a request is a mapping, not {given!r}: {remedy}")
     if set(given) == {"classes"}:
         return Classes(given["classes"])
+    if given.get("mode") in PICKED and set(given) == {"mode", "size"}:
+        return Picked(**given)
     if {"mode", "size"} <= set(given) <= {"mode", "label", "size", "seed"}:
         return Group(**{"label": None, "seed": 0} | dict(given))
     raise RequestError(f"a request with the keys {list(given)}: {remedy}")

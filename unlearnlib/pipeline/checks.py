@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.arena.methods import REFERENCES, entrants
 from unlearnlib.data.requests import Classes, Group
 from unlearnlib.data.sources import SOURCES, train_counts
@@ -274,7 +275,8 @@ def _names_in_the_arena_are_known(study: Study, arena: Arena) -> Problems:
 def _methods_of_the_arena_have_settings(study: Study, arena: Arena) -> Problems:
     found = []
     for name, given in arena.baselines.items():
-        some = _settings(BASELINES[name].settings, given, study.l2)
+        own = {key: value for key, value in given.items() if key != "method"}
+        some = _settings(BASELINES[given.get("method", name)].settings, own, study.l2)
         found += [problem.within("arena", "baselines", name) for problem in some]
     for name, one in arena.zero_shot.items():
         some = _settings(METHODS[one.method].settings, one.settings, study.l2)
@@ -300,7 +302,7 @@ def _names_of(arena: Arena, l2: float) -> list[str]:
         estimators=arena.influence.methods,
         l2=l2,
     )
-    return [*REFERENCES, *taking_part]
+    return [*REFERENCES, *DECOYS, *taking_part]
 
 
 def _methods_that_are_shown(
@@ -313,10 +315,10 @@ def _methods_that_are_shown(
     yield from _among(("ensembles", "titles"), ensembles.titles, known, "the methods of the arena")
     yield from _among(("inside", "looked_at"), inside.looked_at, known, "the methods of the arena")
     yield from _named(("inside", "keep"), inside.keep, [arena.measures.keep], "as arena.measures")
-    most = study.arena_plan.ensemble
+    most = max(study.arena_plan.ensembles.values(), default=0)
     for number in ensembles.counts:
         if number > most:
-            why = f"holds {number}; give at most study.arena_plan.ensemble, {most}"
+            why = f"holds {number}; give at most the most of study.arena_plan.ensembles, {most}"
             yield Problem(("ensembles", "counts"), why, ensembles.counts)
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 
 from unlearnlib.arena import scores, unlearning
 from unlearnlib.arena.baselines import BASELINES
+from unlearnlib.arena.methods import Effort
 from unlearnlib.arena.plan import Plan
 from unlearnlib.data import requests
 from unlearnlib.data.requests import Classes
@@ -124,8 +125,8 @@ class ArenaPlan(Strict):
 
     items: Count | None
     seeds: Seeds
-    ensemble: Count
-    ensemble_requests: Distinct[str]
+    other_seeds: Seeds
+    ensembles: dict[str, Count]
     requests: Annotated[dict[str, Request], MinLen(1)]
 
     @model_validator(mode="after")
@@ -375,7 +376,7 @@ class Entrant(Strict):
 
     method: Literal[tuple(METHODS)]
     settings: dict[str, Any]
-    ensemble: bool = False
+    effort: Effort = "usual"
 
 
 class ArenaInfluence(Strict):
@@ -390,10 +391,19 @@ class Arena(Strict):
     """The methods of the arena, and what is measured of them."""
 
     retained_items: Count
-    baselines: dict[Literal[tuple(BASELINES)], dict[str, Any]]
+    baselines: dict[str, dict[str, Any]]
     zero_shot: dict[str, Entrant]
     influence: ArenaInfluence
     measures: section("Measures", scores.Settings, keep=str)
+
+    @model_validator(mode="after")
+    def _baselines_are_known(self) -> "Arena":
+        for name, given in self.baselines.items():
+            try:
+                BASELINES[given.get("method", name)]
+            except KeyError as error:
+                raise ValueError(f"baselines: {error.args[0]}") from None
+        return self
 
 
 class Ensembles(Strict):

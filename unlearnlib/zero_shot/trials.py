@@ -52,6 +52,19 @@ class Trial(NamedTuple):
     seeds: tuple[int, ...] = SEEDS
 
 
+def _inversion(*, per_class: int) -> Changes:
+    """Return what DeepInversion began with, but for the number of images."""
+    return {
+        "synthesis": {
+            "per_class": per_class, "steps": 8, "batch_size": 250, "prior_steps": 200,
+            "prior_batch": 128, "generator_channels": 64,
+        },
+        "distillation": {
+            "steps": 2500, "batch_size": 128, "rotation": 15.0, "scaling": 0.15, "shear": 0.2,
+        },
+    }  # fmt: skip
+
+
 FIRST: dict[str, tuple[str, Changes]] = {  # the method of each row, and what it began with
     "masked_distillation": (
         "masked_distillation",
@@ -72,6 +85,21 @@ FIRST: dict[str, tuple[str, Changes]] = {  # the method of each row, and what it
             "masked_answers": True,
         },
     ),
+    "gkt_prior": (
+        "gkt",
+        {
+            "transfer": {
+                "pseudo_batches": 150, "batch_size": 128, "generator_channels": 64,
+                "snapshots": 15, "generator_halving": None, "student_mode": "training",
+                "generator_output": "sigmoid", "prior_steps": 200, "statistics_weight": 1.0,
+                "balance_weight": 2.0, "divergence_per_class": False, "student_rate": 0.003,
+                "schedule": "cosine", "average_decay": 0.98,
+            },
+            "stop": {"probe": {"per_class": 100, "steps": 8, "prior_steps": 200}},
+        },
+    ),
+    "deep_inversion_100": ("deep_inversion", _inversion(per_class=100)),
+    "deep_inversion_6000": ("deep_inversion", _inversion(per_class=6000)),
 }  # fmt: skip
 THREE = (100, 101, 102)
 TRIALS = [
@@ -96,6 +124,14 @@ TRIALS = [
     Trial("mm_noise_repaired", {"per_class": 100, "steps": 200, "rate": 0.005}, (100,)),
     Trial("mm_noise_repaired", {"rounds": 5, "forget_limit": 0.002}, (100,)),
     Trial("mm_noise_repaired", {"per_class": 64, "rounds": 5, "forget_limit": 0.002}),
+    Trial("gkt_prior", {}, (100, 101)),
+    Trial("gkt_prior", {"transfer": {"pseudo_batches": 300}}, (100, 101)),
+    Trial("gkt_prior", {"transfer": {"prior_steps": 500}}, (100, 101)),
+    Trial("gkt_prior", {"transfer": {"batch_size": 256}}, (100, 101)),
+    Trial("deep_inversion_100", {}, (100, 101)),
+    Trial("deep_inversion_100", {"distillation": {"steps": 5000}}, (100, 101)),
+    Trial("deep_inversion_100", {"synthesis": {"steps": 24}}, (100, 101)),
+    Trial("deep_inversion_6000", {}, (100, 101)),
 ]
 HEADER = (
     "# Every setting that was tried, on validation images (percent) of MNIST, class 0 forgotten; of "
