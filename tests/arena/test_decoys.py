@@ -22,9 +22,7 @@ def test_a_decoy_has_the_share_of_gold_that_it_says():
     assert list(found) == ["quarter_way", "half_way", "most_way"]
     for name, network in found.items():
         share = decoys.DECOYS[name].share
-        for own, a, b in zip(
-            *(m.parameters() for m in (network, original, gold)), strict=True
-        ):
+        for own, a, b in zip(*(m.parameters() for m in (network, original, gold)), strict=True):
             torch.testing.assert_close(own, (1 - share) * a + share * b)
         assert not network.training
     for name, value in original.state_dict().items():
@@ -43,6 +41,8 @@ def test_the_statistics_of_a_decoy_are_those_of_its_own_features():
 def test_models_of_two_kinds_have_nothing_between_them():
     original, _, images = pair()
     with pytest.raises(ValueError, match="two of one architecture"):
-        decoys.between(original, architectures.build("allcnn", width=0.05), share=0.5, images=images)
+        decoys.between(
+            original, architectures.build("allcnn", width=0.05), share=0.5, images=images
+        )
     with pytest.raises(ValueError, match="no images"):
         decoys.between(original, original, share=0.5, images=images[:0])

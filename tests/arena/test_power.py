@@ -30,9 +30,7 @@ def margins(*, models: int, shift: float) -> tables.Margins:
     random = np.random.default_rng(0)
     return [
         {
-            name: {
-                part: torch.from_numpy(random.normal(far, 1, 40)).half() for part in tables.SETS
-            }
+            name: {part: torch.from_numpy(random.normal(far, 1, 40)).half() for part in tables.SETS}
             for name, far in {"retrain": 0, "retrain_again": 0, "half_way": shift}.items()
         }
         for _ in range(models)
@@ -52,14 +50,14 @@ def test_measures_of_models_tell_what_was_planted():
 def test_measures_of_ensembles_tell_from_some_number_of_models_on():
     given = {REQUEST: margins(models=16, shift=0.7)}
     found = power.of_ensembles(
-        given, ["half_way", "absent"], counts=[2, 4, 16, 64], draws=20, level=0.05
+        given, ["half_way", "absent"], counts=[2, 4, 8, 16, 64], draws=20, level=0.05
     )
-    assert set(found["models"]) == {2, 4, 16}
+    assert set(found["models"]) == {2, 4, 8}  # of more, any two draws would share most
     assert set(found["alternative"]) == {"half_way"}
     assert {"klom_forget", "ulira_retain"} <= set(found["metric"])
     assert found.loc[found["metric"] == "ulira_forget", "models"].min() == 4
     klom = found[found["metric"] == "klom_forget"].set_index("models")["power"]
-    assert klom[16] == 1 >= klom[2]
+    assert klom[8] > 0.9 > klom[2]
 
 
 def test_no_number_of_models_tells_what_is_the_same():

@@ -188,5 +188,5 @@ def test_the_league_of_one_class_request_has_no_ranks(
     reduced.to_csv(tmp_path / "reports" / "quick" / "tables" / "arena.csv", index=False)
     monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
     assert (
-        "Requests for classes: 1. Ranks need two." in runner.run("44_league", "quick").read_text()
+        "Requests for classes: 1. Ranks need two." in runner.run("45_league", "quick").read_text()
     )

@@ -64,6 +64,4 @@ def between(original: nn.Module, gold: nn.Module, *, share: float, images: Tenso
 def decoys(models: Mapping[str, nn.Module], images: Tensor) -> dict[str, nn.Module]:
     """Make all decoys of a request: by name, from its ``original`` and its ``retrain``."""
     pair = models["original"], models["retrain"]
-    return {
-        name: between(*pair, share=one.share, images=images) for name, one in DECOYS.items()
-    }
+    return {name: between(*pair, share=one.share, images=images) for name, one in DECOYS.items()}

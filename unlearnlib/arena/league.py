@@ -9,7 +9,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from unlearnlib.arena.decoys import DECOYS
-from unlearnlib.arena.methods import LUCK, YARDSTICKS
+from unlearnlib.arena.methods import LUCK
 from unlearnlib.measures import equivalence, statistics
 from unlearnlib.measures.metrics import METRICS, Metric
 
@@ -242,15 +242,15 @@ def advice(results: Results, tests: pd.DataFrame, known: pd.DataFrame) -> dict[s
         by request, sentences in markdown: one a family that serves it, after one on what there is to
         gain.
     """
-    methods = known[known.index.isin(results.methods) & ~known["family"].isin(["reference", "decoy"])]
+    methods = known[
+        known.index.isin(results.methods) & ~known["family"].isin(["reference", "decoy"])
+    ]
     found = {}
     for request in results.requests:
         nothing, luck = (divergences(results, request, m) for m in ("original", LUCK))
         within = nothing.mean() <= luck.mean()
         end = ": what there is to gain is within what golds differ by" if within else ""
-        lines = [
-            f"Doing nothing is {_nats(nothing)} from gold, a second gold {_nats(luck)}{end}."
-        ]
+        lines = [f"Doing nothing is {_nats(nothing)} from gold, a second gold {_nats(luck)}{end}."]
         for family, own in methods.groupby("family", sort=False):
             served = [m for m in own.index if (request, m) not in results.absent]
             if served:
@@ -270,8 +270,10 @@ def _nearer(values: pd.Series, nothing: pd.Series) -> str:
     _, low, high = statistics.mean_interval((values - nothing).dropna().to_list())
     if high < 0:
         return "nearer than doing nothing"
-    return "where doing nothing is nearer still" if low > 0 else (
-        "not shown to be nearer than doing nothing"
+    return (
+        "where doing nothing is nearer still"
+        if low > 0
+        else ("not shown to be nearer than doing nothing")
     )
 
 

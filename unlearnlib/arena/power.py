@@ -75,7 +75,8 @@ def of_ensembles(
     Args:
         margins: of the models of each request.
         alternatives: names of models; those without a whole ensemble are left out.
-        counts: models of a kind; those above what there is are left out.
+        counts: models of a kind; those above half of what there is are left out, since draws would
+            hardly differ.
         draws: comparisons a count.
         level: share of the null that may be called an alternative.
 
@@ -90,14 +91,16 @@ def of_ensembles(
                 other, gold = ensembles(some, alternative, part)
                 second, _ = ensembles(some, LUCK, part)
                 for name, (compare, least) in OF_ENSEMBLES.items():
-                    for count in [n for n in counts if least <= n <= len(gold)]:
+                    for count in [n for n in counts if least <= n <= len(gold) // 2]:
                         found = detection.power_of_ensembles(
                             gold, second, other, compare=compare, models=count, draws=draws,
                             level=level,
                         )  # fmt: skip
                         head = {"request": request, "metric": f"{name}_{ending}"}
                         rows.append(head | {"alternative": alternative} | vars(found))
-    return pd.DataFrame(rows, columns=["request", "metric", "alternative", "models", "auc", "power"])
+    return pd.DataFrame(
+        rows, columns=["request", "metric", "alternative", "models", "auc", "power"]
+    )
 
 
 def needed(single: pd.DataFrame, many: pd.DataFrame, *, wanted: float) -> pd.DataFrame:

@@ -262,7 +262,12 @@ def parse(given: Mapping[str, Any]) -> Request:
         raise RequestError(f"a request is a mapping, not {given!r}: {remedy}")
     if set(given) == {"classes"}:
         return Classes(given["classes"])
-    if given.get("mode") in PICKED and set(given) == {"mode", "size"}:
+    if given.get("mode") in PICKED and {"mode", "size"} <= set(given) <= {
+        "mode",
+        "size",
+        "label",
+        "seed",
+    }:
         return Picked(**given)
     if {"mode", "size"} <= set(given) <= {"mode", "label", "size", "seed"}:
         return Group(**{"label": None, "seed": 0} | dict(given))

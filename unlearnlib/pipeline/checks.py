@@ -27,6 +27,7 @@ from unlearnlib.pipeline.sections import (
     Arena,
     Data,
     DeepInversion,
+    Detection,
     Empty,
     Ensembles,
     GKTPrior,
@@ -270,6 +271,9 @@ def _names_in_the_arena_are_known(study: Study, arena: Arena) -> Problems:
     yield from _among(("arena", "influence", "ensemble"), cheap, asked, "arena.influence.methods")
     requests = study.arena_plan.requests
     yield from _named(("arena", "measures", "keep"), arena.measures.keep, requests)
+    able = [*arena.baselines, *arena.zero_shot]
+    why = "arena.baselines and arena.zero_shot"
+    yield from _among(("arena", "sequence", "methods"), arena.sequence.methods, able, why)
 
 
 def _methods_of_the_arena_have_settings(study: Study, arena: Arena) -> Problems:
@@ -306,7 +310,7 @@ def _names_of(arena: Arena, l2: float) -> list[str]:
 
 
 def _methods_that_are_shown(
-    study: Study, arena: Arena, ensembles: Ensembles, inside: Inside
+    study: Study, arena: Arena, ensembles: Ensembles, inside: Inside, detection: Detection
 ) -> Problems:
     try:
         known = _names_of(arena, study.l2)
@@ -315,6 +319,9 @@ def _methods_that_are_shown(
     yield from _among(("ensembles", "titles"), ensembles.titles, known, "the methods of the arena")
     yield from _among(("inside", "looked_at"), inside.looked_at, known, "the methods of the arena")
     yield from _named(("inside", "keep"), inside.keep, [arena.measures.keep], "as arena.measures")
+    there = detection.alternatives
+    yield from _among(("detection", "alternatives"), there, known, "the models of the arena")
+    yield from _named(("detection", "told"), detection.told, there, "one of the alternatives")
     most = max(study.arena_plan.ensembles.values(), default=0)
     for number in ensembles.counts:
         if number > most:

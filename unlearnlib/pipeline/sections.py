@@ -322,7 +322,9 @@ Estimators = section(
 Steps = section(
     "Steps", steps.Settings, seeds=Seeds, spaces=dict[Architecture, Sizes | None], margin=Positive
 )
-Scaling = section("Scaling", scaling.Settings, seeds=Seeds, coherent_sizes=Sizes, random_sizes=Sizes)
+Scaling = section(
+    "Scaling", scaling.Settings, seeds=Seeds, coherent_sizes=Sizes, random_sizes=Sizes
+)
 Features = section("Features", features.Settings, pretrained=str | None)
 Ladder = section(
     "Ladder",
@@ -368,6 +370,7 @@ ArenaModels = section(
     without=("l2", "weight_decay", "shift_pixels", "average"),
     model=Architecture,
     width=Positive,
+    curvature_items=Count,
 )
 
 
@@ -387,6 +390,13 @@ class ArenaInfluence(Strict):
     settings: section("Influence", unlearning.Influence, without=("l2", "damping"))
 
 
+class Sequence(Strict):
+    """Classes that go one after the other, and by which methods."""
+
+    classes: Annotated[Labels, MinLen(2)]
+    methods: Distinct[str]
+
+
 class Arena(Strict):
     """The methods of the arena, and what is measured of them."""
 
@@ -394,6 +404,7 @@ class Arena(Strict):
     baselines: dict[str, dict[str, Any]]
     zero_shot: dict[str, Entrant]
     influence: ArenaInfluence
+    sequence: Sequence
     measures: section("Measures", scores.Settings, keep=str)
 
     @model_validator(mode="after")
@@ -411,6 +422,17 @@ class Ensembles(Strict):
 
     counts: Distinct[Annotated[int, Ge(2)]]
     titles: Distinct[str]
+
+
+class Detection(Strict):
+    """Models that are known not to be gold, and how measures are asked to tell them."""
+
+    alternatives: Distinct[str]
+    told: str
+    counts: Distinct[Annotated[int, Ge(2)]]
+    draws: Annotated[int, Ge(2)]
+    level: Inside
+    wanted_power: Inside
 
 
 class Inside(Strict):
@@ -513,6 +535,8 @@ KINDS: dict[str, type] = {
     "arena_models": ArenaModels,
     "arena": Arena,
     "ensembles": Ensembles,
+    "detection": Detection,
+    "sequence": Empty,
     "inside": Inside,
     "league": League,
     "own_model": OwnModel,

@@ -186,7 +186,8 @@ def run(
         seed: see `unlearn`.
 
     Returns:
-        ``model`` (packed), ``images`` and the facts of the method, see `Outcome`.
+        ``model`` (packed), with the ``shape`` of its images, so that another run may go on from it;
+        ``images`` and the facts of the method, see `Outcome`.
 
     Raises:
         CheckpointError: a file that holds no model.
@@ -194,4 +195,5 @@ def run(
     """
     model, shape = checkpoints.load_teacher(original, request)
     outcome = unlearn(model, method, request, shape=shape, settings=settings, seed=seed)
-    return outcome.facts | {"model": checkpoints.pack(outcome.network), "images": outcome.images}
+    left = {"model": checkpoints.pack(outcome.network), "shape": list(shape)}
+    return outcome.facts | left | {"images": outcome.images}
