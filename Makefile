@@ -56,7 +56,8 @@ cells: $(STAMP) ## write the parameter cells of the notebooks from the quick pro
 	$(RUN) unlearnlib.pipeline.cells
 
 test: $(STAMP) ## run every test, the quick profile from end to end included
-	$(RUN) pytest
+	$(RUN) unlearnlib.pipeline quick
+	PYTHONHASHSEED=0 $(RUN) pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## check style and format of code and notebooks
 	$(RUN) ruff check .
