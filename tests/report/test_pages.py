@@ -129,6 +129,43 @@ def test_pages_load_nothing_and_run_nothing(built: dict[str, BeautifulSoup]) -> 
         assert "http" not in soup.style.string and "@import" not in soup.style.string
 
 
+def answered(*texts: str) -> NotebookNode:
+    outputs = [shown({"text/markdown": text, "text/plain": "..."}) for text in texts]
+    cells = [
+        new_markdown_cell("# The leak\n\nDoes it leak?\n\nSome argument."),
+        code("x = 1"),
+        *(code(f"Markdown({n})", output, tag="answer") for n, output in enumerate(outputs)),
+        new_markdown_cell("## What this shows\n\nIt does."),
+    ]
+    return new_notebook(cells=cells)
+
+
+def test_the_answer_stands_under_the_question_and_on_the_index(project: Path) -> None:
+    write(project, n19_leak=answered("Yes: **0.3 %** of [it](12_gkt.ipynb), n = 3."))
+    pages.build("quick")
+    page = BeautifulSoup((place("quick").pages / "19_leak.html").read_text(), "html.parser")
+    (box,) = page.select(".answer")
+    assert "Yes: 0.3 % of it, n = 3." in box.get_text()
+    assert box.a["href"] == "12_gkt.html"
+    assert "Does it leak?" in box.find_previous("p").get_text()
+    assert "Some argument" in box.find_next("p", string="Some argument.").get_text()
+    assert page.get_text().count("n = 3") == 1
+    index = BeautifulSoup((place("quick").reports / "index.html").read_text(), "html.parser")
+    (card,) = [c for c in index.select(".cards > li") if c.h3.get_text() == "The leak"]
+    assert card.select_one(".said").get_text().strip() == "Yes: 0.3 % of it, n = 3."
+    assert not card.select_one(".said a")  # the whole card is one link
+
+
+@pytest.mark.parametrize("texts", [("Yes.", "No."), ()])
+def test_a_page_has_one_answer_in_words(project: Path, texts: tuple[str, ...]) -> None:
+    notebook = answered(*texts)
+    if not texts:
+        notebook.cells.append(code("print()", tag="answer"))
+    write(project, n19_leak=notebook)
+    with pytest.raises(pages.ReportError, match="19_leak.*tagged answer; have one"):
+        pages.build("quick")
+
+
 def test_links_and_anchors_resolve(built: dict[str, BeautifulSoup]) -> None:
     reports = place("quick").reports
     for name, soup in built.items():

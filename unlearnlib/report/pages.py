@@ -79,6 +79,7 @@ class Page:
     stem: str
     title: str
     description: str
+    answer: str
     body: str
     contents: list[Heading]
     thumbnail: str
@@ -211,6 +212,29 @@ def _unused(anchor: str, used: set[str]) -> str:
     return free
 
 
+def _lift_answer(soup: BeautifulSoup) -> None:
+    """Move what the cell tagged ``answer`` said to a box under the page's question.
+
+    In the notebook the answer stands where it can be computed, at its end.
+
+    Raises:
+        ReportError: two such cells, or one that showed no text.
+    """
+    cells = soup.select(".answer-cell")
+    if not cells:
+        return
+    said = cells[0].select(".output_markdown, [data-mime-type='text/markdown']")
+    if len(cells) > 1 or not said:
+        raise ReportError(f"{len(cells)} cells are tagged answer; have one, that shows Markdown")
+    box = _tag(soup, "aside", **{"class": "answer", "aria-label": "Answer"})
+    box.append(_tag(soup, "p", "Answer", **{"class": "label"}))
+    for part in said:
+        box.append(_tag(soup, "div", **{"class": "markdown"}))
+        box.contents[-1].extend(list(part.extract().contents))
+    question = soup.find(HEADINGS).find_next_sibling("p")
+    (question or soup.find(HEADINGS)).insert_after(box)
+
+
 def _finish_alts(soup: BeautifulSoup) -> None:
     """Let an image without a description take the heading above it."""
     heading = ""
@@ -320,6 +344,7 @@ def read_page(path: Path, *, stems: set[str], pages: Path) -> Page:
         body, _ = _exporter().from_notebook_node(notebook, resources=resources)
         soup = BeautifulSoup(body, "html.parser")
         contents = _finish_headings(soup, path.stem)
+        _lift_answer(soup)
         _finish_alts(soup)
         _finish_tables(soup)
         _finish_links(soup, stems, pages)
@@ -336,6 +361,7 @@ def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
         stem=stem,
         title=_plain(first),
         description=_without_links(paragraph) if paragraph else "",
+        answer=_without_links(answer) if (answer := soup.select_one(".answer .markdown")) else "",
         body=str(soup).strip(),
         contents=contents,
         thumbnail=_thumbnail(picture["src"]) if picture else "",
