@@ -252,6 +252,36 @@ def test_parameters_show_what_the_run_used(built: dict[str, BeautifulSoup]) -> N
     assert "limit = " not in built["01_data"].main.get_text()
 
 
+def test_a_parameter_is_shown_whole_with_its_meaning(project: Path) -> None:
+    declared = """path = "a"  # where
+settings = {  # of the transfer
+    "note": "b"}  # fmt: skip"""
+    injected = """# Parameters
+path = "x=1#2 <b>&"
+settings = {"note": "a = 'b' # c", "λ": 1}
+added = "=#"
+"""
+    made = [code(declared, tag="parameters"), code(injected, tag="injected-parameters")]
+    write(project, n02_more=new_notebook(cells=[new_markdown_cell("# A\n\nB?"), *made]))
+    pages.build("quick")
+    html = (place("quick").pages / "02_more.html").read_text()
+    table = BeautifulSoup(html, "html.parser").select_one("details.parameters table")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.find_all("tr")]
+    assert rows[1:] == [
+        ["path", '"x=1#2 <b>&"', "where"],
+        ["settings", """{"note": "a = 'b' # c", "λ": 1}""", "of the transfer"],
+        ["added", '"=#"', ""],
+    ]
+    assert not table.b
+
+
+def test_a_parameters_cell_that_is_no_python_is_named(project: Path) -> None:
+    bad = code("%matplotlib inline", tag="parameters")
+    write(project, n02_bad=new_notebook(cells=[new_markdown_cell("# A"), bad]))
+    with pytest.raises(pages.ReportError, match=r"02_bad\.ipynb: its parameters cell is no Python"):
+        pages.build("quick")
+
+
 def test_streams_show_output_without_warnings(built: dict[str, BeautifulSoup]) -> None:
     text = built["01_data"].main.get_text()
     assert "done\n" in text and "nonsense" not in text

@@ -321,7 +321,9 @@ Estimators = section(
 Steps = section(
     "Steps", steps.Settings, seeds=Seeds, spaces=dict[Architecture, Sizes | None], margin=Positive
 )
-Scaling = section("Scaling", scaling.Settings, seeds=Seeds, coherent_sizes=Sizes, random_sizes=Sizes)
+Scaling = section(
+    "Scaling", scaling.Settings, seeds=Seeds, coherent_sizes=Sizes, random_sizes=Sizes
+)
 Features = section("Features", features.Settings, pretrained=str | None)
 Ladder = section(
     "Ladder",

@@ -27,10 +27,10 @@ from jinja2.runtime import Context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from papermill.translators import PythonTranslator
 from PIL import Image
 from traitlets.config import Config
 
+from unlearnlib.pipeline import cells
 from unlearnlib.pipeline.paths import Place, place, root, write_atomic
 from unlearnlib.report import interactive
 
@@ -160,14 +160,28 @@ def _exporter() -> BodyExporter:
 
 
 def _parameters(notebook: nbformat.NotebookNode) -> list[dict[str, str]]:
-    """List the parameters that the run used, with the comments of the declaring cell."""
+    """List the parameters that the run used, with the comments of the declaring cell.
+
+    Raises:
+        ReportError: a cell of parameters is no Python.
+    """
     rows: dict[str, dict[str, str]] = {}
     for tag in ("parameters", "injected-parameters"):
         for cell in notebook.cells:
-            for found in PythonTranslator.inspect(cell) if tag in _tags(cell) else []:
-                row = rows.setdefault(found.name, {"name": found.name, "help": found.help})
-                row["value"] = found.default
+            for name, found in _assigned(cell.source).items() if tag in _tags(cell) else []:
+                said = found.comment if tag == "parameters" else ""
+                row = rows.setdefault(name, {"name": name, "help": said})
+                row["value"] = found.value
     return list(rows.values())
+
+
+def _assigned(source: str) -> dict[str, cells.Assigned]:
+    try:
+        return cells.assigned(source)
+    except SyntaxError as error:
+        raise ReportError(
+            f"its parameters cell is no Python ({error}); assign plain values there alone"
+        ) from error
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
