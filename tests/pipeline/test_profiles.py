@@ -163,6 +163,11 @@ BAD = [
     ("own_model.forget_classes", [10], "holds 10, not one of the classes 0 to 9"),
     ("own_model.methods.mm_noise.settings.noise", 1, "no such key; did you mean 'noise_rate'?"),
     ("own_model.normalise", {"mean": [0.5, 0.5], "std": [0.2]}, "with shape=[1, 16, 16]"),
+    (
+        "own_model.normalise",
+        {"mean": [0.5], "stds": [0.2]},
+        "normalise.stds = [0.2]: no such key; did you mean 'std'?",
+    ),
     ("stdy", {"seeds": [0]}, "stdy: no section has this name; did you mean 'study'?"),
     ("study.sedes", [0], "= [0]: no such key; did you mean 'seeds'?"),
 ]
