@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -440,6 +442,31 @@ def test_a_failure_leaves_the_old_report(project: Path) -> None:
     with pytest.raises(pages.ReportError):
         pages.build("quick")
     assert contents(project) == before
+
+
+BUILDING = """
+import sys, time
+from pathlib import Path
+from unlearnlib.report import pages
+with pages._workplace(Path(sys.argv[1])) as folder:
+    (folder / "01_data.html").touch()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_build_left_goes_and_that_of_a_running_one_stays(project: Path) -> None:
+    reports = place("quick").reports
+    command = [sys.executable, "-c", BUILDING, str(reports)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        folder = Path(other.stdout.readline().strip())
+        pages.build("quick")
+        assert [path.name for path in folder.iterdir()] == ["01_data.html"]
+        other.kill()
+    assert folder.is_dir()
+    pages.build("quick")
+    assert not folder.exists()
+    assert not list(reports.glob(".*"))
 
 
 def test_a_notebook_without_headings_is_titled_by_its_name(project: Path) -> None:
