@@ -236,6 +236,31 @@ def test_a_file_that_is_no_fitting_state_dict_is_refused(content, message, proje
         own_model.load(**mine())
 
 
+class Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.target, "gotcha")
+
+
+def test_a_checkpoint_or_images_with_objects_are_refused_and_not_run(project: Path) -> None:
+    target = project / "gotcha"
+    for content in (Trap(target), {"state_dict": state_of("network") | {"more": Trap(target)}}):
+        torch.save(content, project / "network.pt")
+        with pytest.raises(CheckpointError, match="holds more than tensors and plain values"):
+            own_model.load(**mine())
+    trap = np.array([Trap(target)], dtype=object)
+    np.savez(project / "images.npz", images=trap, labels=trap)
+    with pytest.raises(
+        ValueError, match=r"images\.npz holds no test images \(ValueError: Object arr"
+    ):
+        own_model.load_images("images.npz", num_classes=CLASSES, shape=SHAPE)
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("key", ["first.weight", "norm.running_var"])
 def test_weights_that_are_not_finite_are_named(project: Path, key: str, value: float) -> None:

@@ -444,6 +444,41 @@ def test_a_failure_leaves_the_old_report(project: Path) -> None:
     assert contents(project) == before
 
 
+HOSTILE = '</script><b id="x">&<img src=x onerror=alert(1)>'
+
+
+def test_text_of_parameters_is_text_on_every_page(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In provenance, tables of parameters, the headline table, descriptions and charts."""
+    table = pd.DataFrame({"group": HOSTILE, "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
+    spec = interactive.scales(table.assign(accuracy=1.0, low=0.0, high=2.0)).to_dict()
+    chart = shown({interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": HOSTILE}})
+    frame = shown({"text/html": table.to_html(), "text/plain": "frame"})
+    stream = new_output("stream", name="stdout", text=HOSTILE)
+    made = [
+        code(f"text = {HOSTILE!r}  # {HOSTILE}", tag="parameters"),
+        code("chart", chart),
+        code("frame", frame, stream),
+    ]
+    write(project, n02_more=new_notebook(cells=[new_markdown_cell("# A\n\nB?"), *made]))
+    reports = place("quick").reports
+    (reports / "metrics" / "provenance.json").write_text(json.dumps({"data_source": HOSTILE}))
+    (reports / "tables" / "headline.csv").write_text(f"method\n{HOSTILE}\n".replace('"', ""))
+    pages.build("quick")
+    for path in (reports / "index.html", reports / "pages" / "02_more.html"):
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        assert not soup.find("b"), path
+        assert not soup.find(onerror=True), path
+        assert HOSTILE in [text.get_text() for text in soup.footer.find_all("dd")]
+    cells = [cell.get_text() for cell in soup.select("details.parameters td")]
+    assert cells == ["text", repr(HOSTILE), HOSTILE]
+    assert soup.select_one(".chart > img")["alt"] == HOSTILE
+    assert HOSTILE in json.dumps(json.loads(soup.select_one(".interactive script").string)).replace(
+        '\\"', '"'
+    )
+
+
 BUILDING = """
 import sys, time
 from pathlib import Path

@@ -441,7 +441,7 @@ def load_images(
     """
     file = root() / Path(path).expanduser()
     try:
-        with np.load(file) as content:
+        with np.load(file, allow_pickle=False) as content:
             images, labels = (torch.from_numpy(content[name]) for name in ("images", "labels"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
