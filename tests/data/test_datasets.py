@@ -118,6 +118,30 @@ def test_foreign_and_changed_files_are_refused(tmp_path: Path, dataset: datasets
         datasets.load(path)
 
 
+class Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.target, "gotcha")
+
+
+def test_objects_in_a_data_set_are_refused_and_not_run(
+    tmp_path: Path, dataset: datasets.Dataset
+) -> None:
+    path, target = tmp_path / "dataset.npz", tmp_path / "gotcha"
+    datasets.save(dataset, path)
+    with np.load(path) as stored:
+        content = dict(stored)
+    content["classes"] = np.array([Trap(target)], dtype=object)
+    np.savez(path, **content)
+    with pytest.raises(datasets.DataError, match="Object arrays cannot be loaded"):
+        datasets.load(path)
+    assert not target.exists()
+
+
 # --------------------------------------------------------------------------------- tensors
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,12 @@ def test_idx_reads_what_was_written(tmp_path: Path, shape: tuple[int, ...], pack
     np.testing.assert_array_equal(read, written)
 
 
+def idx_header(*sizes: int) -> bytes:
+    return bytes([0, 0, 8, len(sizes)]) + b"".join(struct.pack(">I", size) for size in sizes)
+
+
 WHOLE = idx(np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
+PACKED = gzip.compress(WHOLE, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +142,22 @@ WHOLE = idx(np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
         (b"", r"begins with the bytes \(none\)"),
         (b"\x89PNG\r\n", "begins with the bytes 89504e47"),
         (WHOLE.replace(b"\0\0\x08", b"\0\0\x0d"), "begins with the bytes 00000d03"),
-        (gzip.compress(WHOLE)[:-9], "cannot be read"),
-        (gzip.compress(WHOLE)[:12] + b"\xff" * 20, "cannot be read"),
-        (gzip.compress(WHOLE) + b"more", "cannot be read"),
+        (WHOLE.replace(b"\x08\x03", b"\x08\x02"), "begins with the bytes 00000802: .*01 or 03"),
+        (WHOLE.replace(b"\x08\x03", b"\x08\xff"), "begins with the bytes 000008ff"),
+        (idx_header(2**32 - 1), r"shape \(4294967295,\): expected at most 268435456 values"),
+        (idx_header(*[2**32 - 1] * 3), r"shape \(4294967295, 4294967295, 4294967295\): expected"),
+        (idx_header(0, 2**31, 2**31), r"shape \(0, 2147483648, 2147483648\): expected at most"),
+        (PACKED[:-9], "cannot be read"),
+        (PACKED[:10] + b"\xff" * 20, "cannot be read"),
+        (PACKED[:-8] + bytes(8), "cannot be read"),
+        (PACKED + b"more", "cannot be read"),
+        (PACKED + PACKED, "trailing bytes: expected 28 .* found 29 or more"),
         (None, "cannot be read"),
+    ],
+    ids=[
+        *("short", "long", "half a header", "empty", "png", "floats", "matrix", "rank 255"),
+        *("4 GB of labels", "huge", "huge but empty", "cut gzip", "damaged gzip", "wrong checksum"),
+        *("bytes behind gzip", "gzip twice", "absent"),
     ],
 )
 def test_damaged_idx_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
@@ -148,6 +166,74 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes | None, says: str
         path.write_bytes(content)
     with pytest.raises(datasets.DataError, match=f"some-idx3-ubyte.*{says}.*fetch the file again"):
         sources.read_idx(path)
+
+
+def bomb(header: bytes, megabytes: int) -> bytes:
+    """Pack a header and so many megabytes of zeros; a gzip file may have many members."""
+    return gzip.compress(header) + gzip.compress(bytes(2**20)) * megabytes
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (idx_header(10, 28, 28), r"trailing bytes: expected 7856 bytes .* found 7857 or more"),
+        (idx_header(2**32 - 1, 28, 28), r"shape \(4294967295, 28, 28\): expected at most"),
+        (b"", "begins with the bytes 00000000"),
+    ],
+    ids=["of a small header", "of a huge header", "without header"],
+)
+def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path, header: bytes, says: str) -> None:
+    path = tmp_path / "file.gz"
+    path.write_bytes(bomb(header, 2**10))
+    tracemalloc.start()
+    with pytest.raises(datasets.DataError, match=says):
+        sources.read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_a_source_bounds_what_is_read_of_its_files(small_mnist: Path, monkeypatch) -> None:
+    folder = fill(small_mnist / "folder")
+    images = folder / sources.IDX_FILES[0]
+    images.unlink()
+    header = idx_header(60_000, 28, 28)
+    images.with_name(f"{images.name}.gz").write_bytes(bomb(header, 1))
+    monkeypatch.setenv("MNIST_DIR", str(folder))
+    # twice the 120 images of 28 x 28 that the small source has
+    with pytest.raises(datasets.DataError, match="60000, 28, 28.: expected at most 188160 values"):
+        sources.load_source("mnist")
+
+
+def test_swapped_images_and_labels_are_named(small_mnist: Path, monkeypatch) -> None:
+    folder = fill(small_mnist / "folder")
+    images, labels, *_ = (folder / file for file in sources.IDX_FILES)
+    images.rename(folder / "kept")
+    labels.rename(images)
+    (folder / "kept").rename(labels)
+    monkeypatch.setenv("MNIST_DIR", str(folder))
+    said = r"train-images-idx3-ubyte holds labels \(1 dimensions\): expected images .*were swapped"
+    with pytest.raises(datasets.DataError, match=said):
+        sources.load_source("mnist")
+
+
+@pytest.mark.parametrize("whole", [WHOLE, PACKED], ids=["plain", "gzip"])
+def test_damage_is_refused_or_harmless(tmp_path: Path, whole: bytes) -> None:
+    """Bytes changed, cut off or added give an array of the header's shape, or a DataError."""
+    random, path = np.random.default_rng(0), tmp_path / "file"
+    refused = []
+    for _ in range(500):
+        content = bytearray(whole)
+        for place in random.integers(len(content), size=random.integers(1, 4)):
+            content[place] = random.integers(256)
+        length = random.integers(len(content) + 1) if random.random() < 0.3 else len(content)
+        path.write_bytes(bytes(content[:length]) + random.bytes(random.integers(3)))
+        try:
+            assert sources.read_idx(path).size <= 2**20
+        except datasets.DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 300
+    assert all(str(path) in said and "fetch the file again" in said for said in refused)
 
 
 # --------------------------------------------------------------------------------------- sources
@@ -243,8 +329,9 @@ def test_every_source_says_what_it_holds() -> None:
     for name, source in SOURCES.items():
         assert name == source.name
         assert len(source.counts) == len(set(source.classes)) == 10
-        md5 = getattr(source.read, "md5", {})
-        assert set(md5) in (set(), set(sources.IDX_FILES))
+        md5, packed = (getattr(source.read, name, {}) for name in ("md5", "packed_md5"))
+        assert {*md5, *packed} in (set(), set(sources.IDX_FILES))
+        assert not (md5 and packed)
 
 
 def test_another_data_set_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +397,52 @@ def test_published_fashion_mnist(root: Path, monkeypatch) -> None:
     raw = sources.load_source("fashion-mnist")
     assert raw.images.shape == (60_000, 28, 28)
     assert np.bincount(raw.test_labels).tolist() == [1000] * 10
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_the_files_of_another_set_are_refused_by_name(
+    root: Path, mnist_folder: Path, monkeypatch, name: str
+) -> None:
+    source = SOURCES[name]
+    monkeypatch.setenv(source.read.variable, str(mnist_folder))
+    with pytest.raises(datasets.DataError) as caught:
+        sources.load_source(name)
+    message, file = str(caught.value), sources.IDX_FILES[0]
+    assert f"{file}.gz is not the published file of {source.title}" in message
+    assert f"is {sources.MNIST_MD5[file]}, that of MNIST" in message
+    assert source.read.md5.get(file, "") in message
+    assert f"point {source.read.variable} at the folder of {source.title}" in message
+
+
+def test_unpacked_files_of_another_set_are_refused_by_name(root: Path, monkeypatch) -> None:
+    """Fashion-MNIST and KMNIST have the same shapes and counts."""
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in small_files().items()}
+    read = IdxFiles("FASHION_MNIST_DIR", "FashionMNIST", sums)
+    publish(monkeypatch, "fashion-mnist", read=read)
+    publish(monkeypatch, "kmnist")
+    monkeypatch.setenv("KMNIST_DIR", str(fill(root / "folder")))
+    with pytest.raises(datasets.DataError, match=r"not the .* of KMNIST: MD5 .*that of Fashion-M"):
+        sources.load_source("kmnist")
+
+
+def test_packed_files_of_kmnist_have_the_published_sums(root: Path, monkeypatch) -> None:
+    published = dict(torchvision_datasets.KMNIST.resources)
+    sums = sources.KMNIST_PACKED_MD5
+    assert {f"{file}.gz": md5 for file, md5 in sums.items()} == {
+        name.rpartition("/")[2]: md5 for name, md5 in published.items()
+    }
+    publish(monkeypatch, "kmnist")
+    folder = fill(root / "folder", zipped=True)
+    monkeypatch.setenv("KMNIST_DIR", str(folder))
+    said = rf"MD5 of its packed bytes is \w+, expected {sums[sources.IDX_FILES[0]]}; delete it"
+    with pytest.raises(datasets.DataError, match=said):
+        sources.load_source("kmnist")
+    packed = {
+        file: hashlib.md5((folder / f"{file}.gz").read_bytes()).hexdigest()
+        for file in sources.IDX_FILES
+    }
+    publish(monkeypatch, "kmnist", read=IdxFiles("KMNIST_DIR", "KMNIST", packed_md5=packed))
+    assert len(sources.load_source("kmnist").images) == SMALL["train"]
 
 
 def test_published_mnist(

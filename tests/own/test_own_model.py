@@ -65,11 +65,21 @@ class Functional(Net):
     def forward(self, x):
         return self.linear(F.relu(self.norm(self.first(x))).view(len(x), -1))
 
+class Casting(Net):
+    def __init__(self):
+        super().__init__(2)
+
+    def forward(self, x):
+        return super().forward(x.double())
+
 def pooled():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
 
 def functional(): return Functional()
+def half(): return Net(4).half()
+def casting(): return Casting()
+def dict_of(): return Odd(lambda y: {"logits": y})
 def tuple_of(): return Odd(lambda y: (y, y))
 def probabilities(): return Odd(lambda y: y.softmax(1))
 def infinite(): return Odd(lambda y: y / 0)
@@ -226,6 +236,60 @@ def test_a_file_that_is_no_fitting_state_dict_is_refused(content, message, proje
         own_model.load(**mine())
 
 
+class Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.target, "gotcha")
+
+
+def test_a_checkpoint_or_images_with_objects_are_refused_and_not_run(project: Path) -> None:
+    target = project / "gotcha"
+    for content in (Trap(target), {"state_dict": state_of("network") | {"more": Trap(target)}}):
+        torch.save(content, project / "network.pt")
+        with pytest.raises(CheckpointError, match="holds more than tensors and plain values"):
+            own_model.load(**mine())
+    trap = np.array([Trap(target)], dtype=object)
+    np.savez(project / "images.npz", images=trap, labels=trap)
+    with pytest.raises(
+        ValueError, match=r"images\.npz holds no test images \(ValueError: Object arr"
+    ):
+        own_model.load_images("images.npz", num_classes=CLASSES, shape=SHAPE)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["first.weight", "norm.running_var"])
+def test_weights_that_are_not_finite_are_named(project: Path, key: str, value: float) -> None:
+    state = state_of("network")
+    state[key].view(-1)[0] = value
+    torch.save(state, project / "network.pt")
+    said = rf"network\.pt holds values that are not finite: 1 keys, {key}; name one from before"
+    with pytest.raises(CheckpointError, match=said):
+        own_model.load(**mine())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("function", ["network", "half"])
+def test_any_precision_is_computed_in_float32(
+    project: Path, dtype: torch.dtype, function: str
+) -> None:
+    """Of the checkpoint, and of the factory's network."""
+    trained = own_model.importing("nets.py:network")().to(dtype)
+    torch.save(trained.state_dict(), project / f"{function}.pt")
+    model = own_model.load(**mine(function))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    images = torch.rand(5, *SHAPE)
+    torch.testing.assert_close(model(images), trained.float().eval()(images))
+    unlearned = own_model.unlearn(model, METHODS["mm_noise"], forget_classes=[1], seed=0).network
+    own_model.save(unlearned, "out.pt")
+    theirs = own_model.importing(f"nets.py:{function}")()
+    theirs.load_state_dict(torch.load(project / "out.pt", weights_only=True))
+
+
 def test_a_missing_or_damaged_checkpoint_is_named(project: Path) -> None:
     with pytest.raises(
         CheckpointError, match="checkpoint gone.pt does not exist.*project's folder"
@@ -260,7 +324,9 @@ def test_what_a_first_user_gets_wrong_is_named(changes: dict, message: str) -> N
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("tuple_of", "to tuple, not to logits"),
+        ("tuple_of", "to tuple, not to logits .* returns the logits alone"),
+        ("dict_of", "to dict, not to logits .* returns the logits alone"),
+        ("casting", r"cannot take images \[2, 3, 8, 12\].*a network that computes in float32"),
         ("probabilities", "gives probabilities, not logits.*softmax"),
         ("infinite", "not finite"),
     ],

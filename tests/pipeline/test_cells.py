@@ -12,6 +12,43 @@ from conftest import ROOT
 from unlearnlib.pipeline import cells, parameters
 from unlearnlib.pipeline.parameters import ParameterError
 
+WRITTEN = """\
+profile = "quick"  # names the folders
+# of every seed = one run
+seeds = [0, 1]
+text: str = "a = b # c"  # with a = sign, and a # sign
+λ: float | None = 1e-3
+mapping = {  # of the λ = 1 method
+    "λ": [1, 2], "key=1": "#1",  # inside
+    "nested": {"a": -1.5}}  # fmt: skip
+empty = {}
+
+# a heading
+
+one = other = (1 + 2)
+if True:
+    inner = 1
+"""
+
+
+def test_a_cell_is_read_with_every_value_whole_and_its_comments() -> None:
+    assert cells.assigned(WRITTEN) == {
+        "profile": ('"quick"', "names the folders"),
+        "seeds": ("[0, 1]", "of every seed = one run"),
+        "text": ('"a = b # c"', "with a = sign, and a # sign"),
+        "λ": ("1e-3", ""),
+        "mapping": (
+            '{"λ": [1, 2], "key=1": "#1", "nested": {"a": -1.5}}',
+            "of the λ = 1 method inside",
+        ),
+        "empty": ("{}", ""),
+        "one": ("1 + 2", ""),
+        "other": ("1 + 2", ""),
+    }
+    with pytest.raises(SyntaxError):
+        cells.assigned("a = [1")
+
+
 NESTED = {
     "first": {"method": "gkt", "settings": {"pseudo_batches": 50, "batch_size": 64, "a" * 30: 1}},
     "second": {"method": "deep", "settings": {"drawing": {"b" * 40: 0.1, "c" * 30: [1, 2, 3]}}},

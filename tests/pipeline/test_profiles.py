@@ -5,14 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 
 from unlearnlib.pipeline import checks, parameters, profiles
+from unlearnlib.pipeline.sections import KINDS
 
 CLASSES = list(range(10))
 
@@ -63,6 +69,12 @@ BAD = [
     ("study.workers", 0, "= 0: should be greater than or equal to 1"),
     ("study.workers", -1, "= -1: should be greater than or equal to 1"),
     ("study.workers", True, "= True: should be a valid integer"),
+    ("study.workers", "2", "= '2': should be a valid integer; that is a text, leave its quotation"),
+    ("study.model", "compactt", "'resnet18' or 'vit'; did you mean 'compact'?"),
+    ("study.width", 10**9, "= 1000000000: should be less than or equal to 16"),
+    ("study.arena_plan.ensemble", 10**9, "= 1000000000: should be less than or equal to 10000"),
+    ("study.arena_plan.requests", {"../x": {"classes": [0]}}, "'../x' cannot name a file: give"),
+    ("study.zzz", 1, "study.zzz = 1: no such key; there are model, width, "),
     ("study.engine", "ray", "= 'ray': should be 'loky' or 'dask'"),
     ("study.damping", -0.1, "= -0.1: should be greater than or equal to 0"),
     ("study.labels", [0, 11], "holds 11, which is not among classes of mnist-5k: 0, 1, 2"),
@@ -89,12 +101,18 @@ BAD = [
     ("data.validation", 10**6, "data: validation=1000000 does not fit"),
     ("train.learning_rate", float("nan"), "= nan: should be a finite number"),
     ("train.learning_rate", -0.1, "= -0.1: should be greater than 0"),
+    ("train.learning_rate", 0, "= 0: should be greater than 0"),
+    ("train.learning_rate", "0.001", "= '0.001': should be a valid number; that is a text, leave"),
+    ("train.learning_rate", "fast", "= 'fast': should be a valid number"),
     ("train.learning_rate", "1e-3", "= 1e-3: a string to YAML; write it as 1.0e-3"),
     ("train.epochs", 0, "= 0: should be greater than or equal to 1"),
     ("train.epochs", 1.0, "= 1.0: should be a valid integer"),
     ("train.batch_size", 1, "= 1: should be greater than or equal to 2"),
     ("train.l2", 0.1, "= 0.1: no such key"),
     ("gkt.settings.pseudo_batches", 0, "= 0: should be greater than or equal to 1"),
+    ("gkt.settings.batch_size", 1, "= 1: should be greater than or equal to 2"),
+    ("gkt.settings.student_rate", 0, "= 0: should be greater than 0"),
+    ("gkt.settings.attention_layers", [0], "give different layers of allcnn, from 1 to 8; null"),
     ("gkt.settings.snapshots", 13, "snapshots=13 with pseudo_batches=12: "),
     ("gkt.settings.snapshts", 3, "= 3: no such key; did you mean 'snapshots'?"),
     ("gkt.variants.gkt_entropy.entropy_limt", 3, "= 3: no such key; did you mean 'entropy_limit'?"),
@@ -103,12 +121,22 @@ BAD = [
     ("gkt.factor_seeds", [7], "holds 7, which is not among gkt.seeds: 0, 1"),
     ("gkt.factors.gkt_beta_25.attention_weigh", 3, "= 3: no such key; did you mean"),
     ("gkt.branches.gkt_from_8_layer_1.attention_layers", "a", "should be a list"),
+    ("gkt.branches.gkt_from_8_layer_1.attention_layers", [9], "= [9]: give different layers of"),
+    ("gkt.branches.gkt_from_8_layer_1.attention_layers", [1, 1], "= [1, 1]: give different lay"),
+    ("gkt.branches.gkt_from_8_layer_1.attention_layers", [], "= []: give different layers of"),
+    ("gkt.variants", {"../x": {}}, "gkt.variants.../x: '../x' cannot name a file: give letters"),
+    ("gkt.variants", {"a/b": {}}, "gkt.variants.a/b: 'a/b' cannot name a file: give letters"),
+    ("gkt.branches", {"_replace_": True, ".x": {}}, "'.x' cannot name a file"),
+    ("gkt_prior.factors", {"/x": {}}, "'/x' cannot name a file"),
+    ("mm_noise.remedies", {"x\ny": {}}, "cannot name a file"),
+    ("deep_inversion.factors", {"": {}}, "'' cannot name a file"),
     ("gkt.start.snapshots", 13, "snapshots=13 with pseudo_batches=8: "),
     ("study.other_classes.reported", [10], "holds 10, which is not among the classes: 0, 1, "),
     ("gkt.start.keep_state", None, "go on from the state that this run keeps; give it a keep_s"),
     ("gkt.stop.rule", "luck", "should be "),
     ("stopping.seeds", [5], "holds 5, which is not among gkt.seeds: 0, 1"),
     ("leak.looked_at", ["gtk"], "holds 'gtk', which is not among gkt.variants: gkt, "),
+    ("leak.looked_at", ["gtk"], "gkt_training_mode; did you mean 'gkt'?"),
     ("masking.seeds", [], "= []: should have at least 1 item"),
     ("masking.random_embeddings.per_class", 0, "= 0: should be greater than or equal to 1"),
     ("masking.masked_distillation.tuning.stps", 3, "= 3: no such key; did you mean 'steps'?"),
@@ -127,9 +155,12 @@ BAD = [
     ("group_models.models.vit.batch_size", 1, "= 1: should be greater than or equal to 2"),
     ("group_models.models.vit.width", 0.001, "= 0.001: width 0.001 leaves no filter of 16"),
     ("estimators.estimators", ["newtn"], "should be 'first_order', "),
+    ("estimators.seeds", [7], "holds 7, which is not among group_retrain.seeds: 0, 1"),
+    ("scaling.seeds", [7], "holds 7, which is not among estimators.seeds: 0, 1"),
     ("steps.spaces.vit", [211], "holds 211, which is not among study.coherent_sizes"),
     ("steps.spaces.lenet", None, "lenet: the name should be 'allcnn', "),
     ("steps.spaces", [], "= []: should be a mapping"),
+    ("scaling.divisors", 0, "= 0: should be greater than or equal to 1"),
     ("scaling.factors", [2.0, 1.5], "give factors above 1 in ascending order"),
     ("scaling.random_sizes", [351], "holds 351, which is not among study.random_sizes: 350"),
     ("coherence.pools", [[100, 60]], "pools holds 60 neighbours of 100 items"),
@@ -149,6 +180,8 @@ BAD = [
     ("selection.larger.models", ["allcnn"], "not among group_models.models: compact, vit"),
     ("selection.larger.size", 400, "size=400 of 350 items of class 0"),
     ("arena_models.width", 0, "= 0: should be greater than 0"),
+    ("arena_models.learning_rate", 0.0, "= 0.0: should be greater than 0"),
+    ("arena.zero_shot", {"../x": {"method": "gkt", "settings": {}}}, "'../x' cannot name a file"),
     ("arena.baselines.fine_tune.epochs", 0, "= 0: should be greater than or equal to 1"),
     (
         "arena.baselines.finetune",
@@ -174,9 +207,15 @@ BAD = [
     ("inside.keep", "random", "= 'random': give as arena.measures: class_0"),
     ("league.first", "class_5", "= 'class_5': give a request of study.arena_plan: class_0"),
     ("league.margins", {"retain_gab": 1.0}, "should be "),
+    ("own_model.methods", {"../x": {"method": "gkt", "settings": {}}}, "'../x' cannot name a file"),
     ("own_model.forget_classes", [10], "holds 10, not one of the classes 0 to 9"),
     ("own_model.methods.mm_noise.settings.noise", 1, "no such key; did you mean 'noise_rate'?"),
     ("own_model.normalise", {"mean": [0.5, 0.5], "std": [0.2]}, "with shape=[1, 16, 16]"),
+    (
+        "own_model.normalise",
+        {"mean": [0.5], "stds": [0.2]},
+        "normalise.stds = [0.2]: no such key; did you mean 'std'?",
+    ),
     ("stdy", {"seeds": [0]}, "stdy: no section has this name; did you mean 'study'?"),
     ("study.sedes", [0], "= [0]: no such key; did you mean 'seeds'?"),
 ]
@@ -200,6 +239,72 @@ def test_a_value_that_cannot_be_is_refused_before_anything_runs(
     assert any(line.startswith(path.split(".")[0]) for line in named)
     assert selected.read_text() == "profiles: [standard]\n"
     assert [file.name for file in house.iterdir()] == ["params"]
+
+
+HOSTILE = [
+    None, "x", "../x", "", -1, 0, 0.5, 10**6, True, float("nan"), [], {}, [None], ["x"], [0, 0], [-1],
+    {"zzz": 1}, {"x": None}, {"../x": {}},
+]  # fmt: skip
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """List the paths of a value and of all that is in it."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from paths(inner, (*path, key))
+
+
+@pytest.fixture(scope="module")
+def quick() -> parameters.Sections:
+    """The parameters of the quick profile."""
+    return parameters.load("quick")
+
+
+def problems(quick: parameters.Sections, path: tuple[Any, ...], value: Any) -> list[str]:
+    """List what is said of the quick profile with another value somewhere."""
+    sections = deepcopy(quick)
+    inside = sections
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    return [*map(str, checks._sections(sections)), *map(str, checks._between(sections))]
+
+
+def test_no_value_whatever_ends_the_check_with_another_error(quick: parameters.Sections) -> None:
+    """And what is said begins with a section's name, and is of one line."""
+    random = np.random.default_rng(0)
+    known = list(paths(quick))[1:]
+    refused = 0
+    for number in random.choice(len(known), 80, replace=False):
+        said = problems(quick, known[number], HOSTILE[random.integers(len(HOSTILE))])
+        assert all(line.split(".")[0].split(":")[0].split(" ")[0] in KINDS for line in said), said
+        refused += bool(said)
+    assert refused > 50
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_a_key_too_many_is_refused_in_every_section(
+    quick: parameters.Sections, section: str
+) -> None:
+    (said,) = problems(quick, (section, "zzz"), 1)
+    assert said.startswith(f"{section}.zzz = 1: no such key")
+
+
+def test_a_number_as_text_is_refused_wherever_a_number_is(quick: parameters.Sections) -> None:
+    random = np.random.default_rng(0)
+    values = {path: reduce(getitem, path, quick) for path in paths(quick)}
+    # requests have a reader of their own
+    numbers = [
+        path
+        for path, value in values.items()
+        if type(value) in (int, float) and "requests" not in path
+    ]
+    for number in random.choice(len(numbers), 60, replace=False):
+        path = numbers[number]
+        said = problems(quick, path, str(values[path]))
+        of_it = [line for line in said if line.startswith(".".join(path))]
+        assert of_it, (path, said)
+        assert "that is a text, leave its quotation marks out" in of_it[0]
 
 
 @pytest.mark.parametrize("profile", ["../x", "standrad", "base", "profiles", ""])

@@ -56,7 +56,19 @@ def test_plain_values_become_settings_nested_ones_too() -> None:
         ({"steps": 3.0}, "steps = 3.0: should be a valid integer"),
         ({"steps": True}, "steps = True: should be a valid integer"),
         ({"steps": None}, "steps = None: should be a valid integer"),
-        ({"rate": "1e-3"}, "rate = '1e-3': should be a valid number"),
+        (
+            {"rate": "1e-3"},
+            "rate = '1e-3': should be a valid number; that is a text to YAML, write 1.0e-3",
+        ),
+        (
+            {"rate": "0.5"},
+            "rate = '0.5': should be a valid number; that is a text, leave its quotation marks out",
+        ),
+        ({"rate": "half"}, "rate = 'half': should be a valid number"),
+        (
+            {"schedule": "cosin"},
+            "schedule = 'cosin': should be 'constant' or 'cosine'; did you mean 'cosine'?",
+        ),
         ({"rate": True}, "rate = True: should be a valid number"),
         ({"rate": float("nan")}, "rate = nan: should be a finite number"),
         ({"rate": float("inf")}, "rate = inf: should be a finite number"),
@@ -103,6 +115,6 @@ def test_long_values_are_shortened() -> None:
 
 def test_other_types_are_read_as_strictly() -> None:
     assert schema.check(list[int], [1, 2]) == ([1, 2], [])
-    value, (problem,) = schema.check(dict[str, Inner], {"a": {"low": "0"}})
+    value, (problem,) = schema.check(dict[str, Inner], {"a": {"low": "a"}})
     assert value is None
-    assert str(problem.within("outside")) == "outside.a.low = '0': should be a valid number"
+    assert str(problem.within("outside")) == "outside.a.low = 'a': should be a valid number"

@@ -5,9 +5,10 @@ import errno
 import json
 import os
 import random
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +17,11 @@ from typing import Any
 
 import joblib
 import numpy as np
+import psutil
 import pytest
 import torch
+from dask import config as dask_config
+from distributed import Client, LocalCluster
 from joblib.externals.loky import get_reusable_executor
 
 from unlearnlib.pipeline import clock, records, seeds
@@ -687,6 +691,116 @@ def test_dask_without_dask_names_the_remedy(store: Path, monkeypatch: pytest.Mon
         sweep(draw, tasks(1), store=store, engine="dask")
     with pytest.raises(ValueError, match="'loky' or 'dask'"):
         sweep(draw, tasks(1), store=store, engine="slurm")
+
+
+def listening() -> set[str]:
+    """The addresses at which this process and those that it started listen."""
+    here = psutil.Process()
+    found = {
+        connection.laddr.ip
+        for process in [here, *here.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    return found - {"127.0.0.1", "::1"}
+
+
+def test_dask_on_this_machine_gives_the_same_and_listens_to_it_alone(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And starts no more workers than there are runs."""
+    seen, last_alive = [], sweep_module._last_alive
+
+    def look(client: Client, before: float) -> float:
+        seen.append((listening() - before_it, len(client.nthreads())))
+        return last_alive(client, before)
+
+    monkeypatch.setattr(sweep_module, "_LOOK", 0.2)
+    monkeypatch.setattr(sweep_module, "_last_alive", look)
+    before_it = listening()
+    alone = sweep(wait_and_draw, tasks(1), store=store / "alone")
+    shared = sweep(wait_and_draw, tasks(1), store=store / "shared", workers=12, engine="dask")
+    assert {name: record.result for name, record in alone.items()} == {
+        name: record.result for name, record in shared.items()
+    }
+    assert seen
+    assert all(addresses == set() and workers <= 1 for addresses, workers in seen)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+    """A cluster without workers whose client is the current one, looked at often."""
+    monkeypatch.setattr(sweep_module, "_LOOK", 0.1)
+    options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as made, Client(made):
+        yield made
+
+
+def test_a_dask_cluster_without_workers_is_given_up(
+    store: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "_PATIENCE", 0.5)
+    with pytest.raises(SweepError, match="has had no workers for 1 s: .* start workers and then"):
+        sweep(draw, tasks(2), store=store, engine="dask")
+    assert files(store) == set()
+
+
+def test_a_dask_worker_that_dies_is_explained(store: Path, cluster: LocalCluster) -> None:
+    cluster.scheduler.allowed_failures = 0
+    cluster.scale(1)
+    with pytest.raises(SweepError, match="a dask worker died.*finished runs are kept"):
+        sweep(die, tasks(1), store=store, engine="dask")
+
+
+SCHEDULER = """
+import time
+from distributed import LocalCluster
+cluster = LocalCluster(n_workers=0, dashboard_address=None)
+print(cluster.scheduler_address, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def scheduler(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A scheduler in a process of its own, where modules are found as here, and its address."""
+    where = os.environ | {"PYTHONPATH": os.pathsep.join(getattr(request, "param", sys.path))}
+    command = [sys.executable, "-c", SCHEDULER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=where) as process:
+        address = process.stdout.readline().strip()
+        options = {"scheduler-address": address, "distributed.comm.timeouts.connect": "1s"}
+        with dask_config.set(options):
+            yield process, address
+        process.kill()
+
+
+def test_a_dask_scheduler_that_dies_or_is_not_there_is_said(
+    store: Path, scheduler: tuple[subprocess.Popen, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, address = scheduler
+    looked = []
+
+    def kill(client: Client, before: float) -> float:
+        looked.append(before)
+        process.kill()
+        return before
+
+    monkeypatch.setattr(sweep_module, "_LOOK", 0.1)
+    monkeypatch.setattr(sweep_module, "_last_alive", kill)
+    with pytest.raises(SweepError, match="the dask scheduler is gone.*start it again"):
+        sweep(draw, tasks(1), store=store, engine="dask")
+    assert looked
+    with pytest.raises(SweepError, match=f"no dask scheduler answers at {address}.*unset"):
+        sweep(draw, tasks(1), store=store, engine="dask")
+    assert files(store) == set()
+
+
+@pytest.mark.parametrize("scheduler", [[]], ids=["without our modules"], indirect=True)
+def test_a_dask_cluster_of_another_environment_is_said(
+    store: Path, scheduler: tuple[subprocess.Popen, str]
+) -> None:
+    with pytest.raises(SweepError, match="cannot take the runs: install the environment of this"):
+        sweep(draw, tasks(1), store=store, engine="dask")
 
 
 # -------------------------------------------------------------- what is refused beforehand

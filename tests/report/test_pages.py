@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -289,6 +291,36 @@ def test_parameters_show_what_the_run_used(built: dict[str, BeautifulSoup]) -> N
     assert "limit = " not in built["01_data"].main.get_text()
 
 
+def test_a_parameter_is_shown_whole_with_its_meaning(project: Path) -> None:
+    declared = """path = "a"  # where
+settings = {  # of the transfer
+    "note": "b"}  # fmt: skip"""
+    injected = """# Parameters
+path = "x=1#2 <b>&"
+settings = {"note": "a = 'b' # c", "λ": 1}
+added = "=#"
+"""
+    made = [code(declared, tag="parameters"), code(injected, tag="injected-parameters")]
+    write(project, n02_more=new_notebook(cells=[new_markdown_cell("# A\n\nB?"), *made]))
+    pages.build("quick")
+    html = (place("quick").pages / "02_more.html").read_text()
+    table = BeautifulSoup(html, "html.parser").select_one("details.parameters table")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.find_all("tr")]
+    assert rows[1:] == [
+        ["path", '"x=1#2 <b>&"', "where"],
+        ["settings", """{"note": "a = 'b' # c", "λ": 1}""", "of the transfer"],
+        ["added", '"=#"', ""],
+    ]
+    assert not table.b
+
+
+def test_a_parameters_cell_that_is_no_python_is_named(project: Path) -> None:
+    bad = code("%matplotlib inline", tag="parameters")
+    write(project, n02_bad=new_notebook(cells=[new_markdown_cell("# A"), bad]))
+    with pytest.raises(pages.ReportError, match=r"02_bad\.ipynb: its parameters cell is no Python"):
+        pages.build("quick")
+
+
 def test_streams_show_output_without_warnings(built: dict[str, BeautifulSoup]) -> None:
     text = built["01_data"].main.get_text()
     assert "done\n" in text and "nonsense" not in text
@@ -447,6 +479,66 @@ def test_a_failure_leaves_the_old_report(project: Path) -> None:
     with pytest.raises(pages.ReportError):
         pages.build("quick")
     assert contents(project) == before
+
+
+HOSTILE = '</script><b id="x">&<img src=x onerror=alert(1)>'
+
+
+def test_text_of_parameters_is_text_on_every_page(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In provenance, tables of parameters, the headline table, descriptions and charts."""
+    table = pd.DataFrame({"group": HOSTILE, "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
+    spec = interactive.scales(table.assign(accuracy=1.0, low=0.0, high=2.0)).to_dict()
+    chart = shown({interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": HOSTILE}})
+    frame = shown({"text/html": table.to_html(), "text/plain": "frame"})
+    stream = new_output("stream", name="stdout", text=HOSTILE)
+    made = [
+        code(f"text = {HOSTILE!r}  # {HOSTILE}", tag="parameters"),
+        code("chart", chart),
+        code("frame", frame, stream),
+    ]
+    write(project, n02_more=new_notebook(cells=[new_markdown_cell("# A\n\nB?"), *made]))
+    reports = place("quick").reports
+    (reports / "metrics" / "provenance.json").write_text(json.dumps({"data_source": HOSTILE}))
+    (reports / "tables" / "headline.csv").write_text(f"method\n{HOSTILE}\n".replace('"', ""))
+    pages.build("quick")
+    for path in (reports / "index.html", reports / "pages" / "02_more.html"):
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        assert not soup.find("b"), path
+        assert not soup.find(onerror=True), path
+        assert HOSTILE in [text.get_text() for text in soup.footer.find_all("dd")]
+    cells = [cell.get_text() for cell in soup.select("details.parameters td")]
+    assert cells == ["text", repr(HOSTILE), HOSTILE]
+    assert soup.select_one(".chart > img")["alt"] == HOSTILE
+    assert HOSTILE in json.dumps(json.loads(soup.select_one(".interactive script").string)).replace(
+        '\\"', '"'
+    )
+
+
+BUILDING = """
+import sys, time
+from pathlib import Path
+from unlearnlib.report import pages
+with pages._workplace(Path(sys.argv[1])) as folder:
+    (folder / "01_data.html").touch()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_build_left_goes_and_that_of_a_running_one_stays(project: Path) -> None:
+    reports = place("quick").reports
+    command = [sys.executable, "-c", BUILDING, str(reports)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        folder = Path(other.stdout.readline().strip())
+        pages.build("quick")
+        assert [path.name for path in folder.iterdir()] == ["01_data.html"]
+        other.kill()
+    assert folder.is_dir()
+    pages.build("quick")
+    assert not folder.exists()
+    assert not list(reports.glob(".*"))
 
 
 def test_a_notebook_without_headings_is_titled_by_its_name(project: Path) -> None:

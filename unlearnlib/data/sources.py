@@ -6,6 +6,7 @@ one more entry of `SOURCES`, with a function that reads it.
 
 import gzip
 import hashlib
+import math
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ from http.client import HTTPException
 from numbers import Integral
 from pathlib import Path
 from threading import Thread
+from typing import BinaryIO
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -32,6 +34,9 @@ from unlearnlib.pipeline.registry import Named, Registry
 PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 IDX_FILES = tuple(f"{part}-ubyte" for part in PARTS)
 NETWORK_SECONDS = 5.0
+CHUNK = 2**20  # bytes read at once
+LARGEST_IDX = 2**28  # bytes of an IDX file whose source is not known; MNIST has 47 million
+KINDS = {1: "labels", 3: "images"}  # of IDX files, by the number of their dimensions
 MNIST_5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
 
@@ -193,13 +198,16 @@ class IdxFiles:
     Attributes:
         variable: environment variable that may name the folder, a relative one from the root.
         torchvision_class: the class in `torchvision.datasets` that downloads them.
-        md5: sums of the *uncompressed* files (gzip containers differ between mirrors); where there
-            is none, only the structure of the files and the counts of the classes are checked.
+        md5: sums of the *uncompressed* files (gzip containers differ between mirrors).
+        packed_md5: sums of the published ``.gz`` files, for a source of which no other sums are
+            known. Of its unpacked files only the structure, the counts of the classes, and that
+            they are no other source's are checked.
     """
 
     variable: str
     torchvision_class: str
     md5: Mapping[str, str] = field(default_factory=dict)
+    packed_md5: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, source: Source) -> Raw:
         """Read the source.
@@ -242,16 +250,35 @@ class IdxFiles:
             raise DataError(
                 f"{folder} holds neither {file} nor {file}.gz: put {_wanted_files()} there"
             )
-        content = _file_bytes(path)
-        array = _parse_idx(content, path)
-        expected = self.md5.get(file)
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if expected not in (None, found):
-            raise DataError(
-                f"{path} is not the published file of {source.title}: MD5 of its uncompressed "
-                f"bytes is {found}, expected {expected}; delete it and fetch it again"
-            )
-        return array
+        rank = 3 if "images" in file else 1
+        most = 2 * _published_size(source, file)
+        content, shape = _read_idx(path, ranks=(rank,), most=most)
+        self._check_sums(source, path, file, content)
+        return _array(content, shape)
+
+    def _check_sums(self, source: Source, path: Path, file: str, content: bytearray) -> None:
+        """Raise DataError unless a file and its uncompressed bytes have the published sums."""
+        found = _md5(content).hexdigest()
+        if self.md5.get(file, found) != found or (not self.md5 and _owner(found)):
+            raise self._other(source, path, "its uncompressed bytes", found, self.md5.get(file))
+        if file not in self.packed_md5 or not _is_packed(path):
+            return
+        with path.open("rb") as stream:
+            packed = hashlib.file_digest(stream, _md5).hexdigest()
+        if packed != self.packed_md5[file]:
+            raise self._other(source, path, "its packed bytes", packed, self.packed_md5[file])
+
+    def _other(
+        self, source: Source, path: Path, what: str, found: str, expected: str | None
+    ) -> DataError:
+        """Say that a file is not the published one, and of which other source it is, if known."""
+        owner = f", that of {_owner(found)}" if _owner(found) else ""
+        wanted = f", expected {expected}" if expected else ""
+        return DataError(
+            f"{path} is not the published file of {source.title}: MD5 of {what} is "
+            f"{found}{owner}{wanted}; delete it and fetch it again, or point {self.variable} at "
+            f"the folder of {source.title}"
+        )
 
     def _downloaded(self, source: Source) -> Path:
         """Return the folder of downloaded IDX files, downloading them once."""
@@ -286,47 +313,138 @@ class IdxFiles:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or plain.
+    """Read an IDX file of unsigned bytes, labels or images, gzipped or plain.
+
+    No more is read than the header's sizes imply, and one byte; and nothing where they are absurd.
 
     Returns:
-        uint8 array of the shape in the file's header.
+        uint8 array of the shape in the file's header, ``[N]`` or ``[N, H, W]``.
 
     Raises:
-        DataError: absent, damaged, cut short, with trailing bytes, or not IDX of unsigned bytes.
+        DataError: absent, damaged, cut short, with trailing bytes, larger than `LARGEST_IDX`, or not
+            IDX of unsigned bytes.
     """
-    return _parse_idx(_file_bytes(path), path)
+    return _array(*_read_idx(path, ranks=tuple(KINDS), most=LARGEST_IDX))
 
 
-def _file_bytes(path: Path) -> bytes:
-    try:
-        content = Path(path).read_bytes()
-        # By content, not by name: some mirrors unpack the files and keep the suffix.
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch the file again") from error
+def _array(content: bytearray, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.frombuffer(content, np.uint8, offset=_header_size(len(shape))).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
-def _parse_idx(content: bytes, path: Path) -> np.ndarray:
+def _read_idx(
+    path: Path, *, ranks: tuple[int, ...], most: int
+) -> tuple[bytearray, tuple[int, ...]]:
+    """Read an IDX file, its header first.
+
+    Args:
+        path: of the file.
+        ranks: numbers of dimensions that it may have.
+        most: values, one byte each, that it may hold.
+
+    Returns:
+        its uncompressed bytes, header included, and its shape.
+
+    Raises:
+        DataError: see `read_idx`.
+    """
     remedy = "fetch the file again"
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not content[3]:
-        raise DataError(
-            f"{path} begins with the bytes {content[:4].hex() or '(none)'}: expected 000008 and "
-            f"the number of dimensions, an IDX file of unsigned bytes; {remedy}"
-        )
-    header = 4 + 4 * content[3]
-    if len(content) < header:
-        raise DataError(
-            f"{path} is {len(content)} bytes long: expected a header of {header}; {remedy}"
-        )
-    shape = struct.unpack(f">{content[3]}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=object))
+    try:
+        with _opened(path) as stream:
+            content = _up_to(stream, 4)
+            rank = _rank(content, path, ranks)
+            header = _header_size(rank)
+            content += _up_to(stream, header - 4)
+            shape = _shape(content, rank, path, most)
+            # one byte more tells a file that goes on from one that ends
+            content += _up_to(stream, math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
+    expected = header + math.prod(shape)
     if len(content) != expected:
-        fault = "is cut short" if len(content) < expected else "has trailing bytes"
+        fault, more = "is cut short", ""
+        if len(content) > expected:
+            fault, more = "has trailing bytes", " or more"
         raise DataError(
-            f"{path} {fault}: expected {expected} bytes for shape {shape}, found {len(content)}; "
-            f"{remedy}"
+            f"{path} {fault}: expected {expected} bytes for shape {shape}, found "
+            f"{len(content)}{more}; {remedy}"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return content, shape
+
+
+def _header_size(rank: int) -> int:
+    return 4 + 4 * rank
+
+
+def _rank(start: bytearray, path: Path, ranks: tuple[int, ...]) -> int:
+    """Return the number of dimensions, of the first four bytes of a file."""
+    if len(start) < 4 or start[:3] != b"\x00\x00\x08" or start[3] not in KINDS:
+        raise DataError(
+            f"{path} begins with the bytes {start.hex() or '(none)'}: expected 000008 and the number "
+            "of dimensions, 01 or 03, an IDX file of unsigned bytes; fetch the file again"
+        )
+    if start[3] not in ranks:
+        wanted = " or ".join(f"{KINDS[rank]} ({rank} dimensions)" for rank in ranks)
+        raise DataError(
+            f"{path} holds {KINDS[start[3]]} ({start[3]} dimensions): expected {wanted}; perhaps "
+            "images and labels were swapped: rename them, or fetch the file again"
+        )
+    return start[3]
+
+
+def _shape(header: bytearray, rank: int, path: Path, most: int) -> tuple[int, ...]:
+    """Return the shape that a header names, if so many values can be."""
+    if len(header) < _header_size(rank):
+        raise DataError(
+            f"{path} is {len(header)} bytes long: expected a header of {_header_size(rank)}; fetch "
+            "the file again"
+        )
+    shape = struct.unpack(f">{rank}I", header[4:])
+    # an empty axis hides no absurd one
+    if math.prod(max(1, size) for size in shape) > most:
+        raise DataError(
+            f"{path} has a header of shape {shape}: expected at most {most} values; fetch the file "
+            "again"
+        )
+    return shape
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for its uncompressed bytes."""
+    # By content, not by name: some mirrors unpack the files and keep the suffix.
+    with gzip.open(path) if _is_packed(path) else Path(path).open("rb") as stream:
+        yield stream
+
+
+def _is_packed(path: Path) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _up_to(stream: BinaryIO, size: int) -> bytearray:
+    """Read so many bytes in chunks, fewer where the stream ends."""
+    content = bytearray()
+    while chunk := stream.read(min(CHUNK, size - len(content))):
+        content += chunk
+    return content
+
+
+def _md5(content: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(content, usedforsecurity=False)
+
+
+def _published_size(source: Source, file: str) -> int:
+    """Return the number of values of a published IDX file, one byte each."""
+    items = sum(source.counts) if file.startswith("train") else source.own_test
+    return items * (math.prod(source.shape) if "images" in file else 1)
+
+
+def _owner(md5: str) -> str | None:
+    """Name the source of which an uncompressed file of that sum is."""
+    known = ((one.title, getattr(one.read, "md5", {}).values()) for one in SOURCES.values())
+    return next((title for title, sums in known if md5 in sums), None)
 
 
 def _wanted_files() -> str:
@@ -407,6 +525,12 @@ FASHION_MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
+KMNIST_PACKED_MD5 = {
+    "train-images-idx3-ubyte": "bdb82020997e1d708af4cf47b453dcf7",
+    "train-labels-idx1-ubyte": "e144d726b3acfaa3e44228e80efcd344",
+    "t10k-images-idx3-ubyte": "5c965bf0a639b31b8f53240b1b52f4d7",
+    "t10k-labels-idx1-ubyte": "7320c461ea6c1c855c0b718fb2a4b134",
+}
 SOURCES = Registry(
     "data source",
     Source("mnist-5k", "MNIST-5k", read_mnist_5k, DIGITS, GREY, (500,) * 10),
@@ -431,7 +555,7 @@ SOURCES = Registry(
     Source(
         "kmnist",
         "KMNIST",
-        IdxFiles("KMNIST_DIR", "KMNIST"),
+        IdxFiles("KMNIST_DIR", "KMNIST", packed_md5=KMNIST_PACKED_MD5),
         KANA,
         GREY,
         (6000,) * 10,

@@ -210,7 +210,8 @@ def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
             f"factory {factory!r} returned {type(network).__name__}, not a torch.nn.Module; "
             "name a function that returns the network"
         )
-    return network
+    # the methods compute in it
+    return network.float()
 
 
 def _check_fresh(model: nn.Module, again: nn.Module, factory: str) -> None:
@@ -283,6 +284,13 @@ def _fill(network: nn.Module, state: dict[str, Tensor], checkpoint: str | Path) 
             f"checkpoint {_shown(root() / checkpoint)} does not fit {type(network).__name__} "
             f"({'; '.join(texts)}); give the factory and the arguments that it was trained with"
         )
+    not_finite = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if not_finite:
+        raise CheckpointError(
+            f"checkpoint {_shown(root() / checkpoint)} holds values that are not finite: "
+            f"{len(not_finite)} keys, {', '.join(not_finite[:3])}; name one from before the "
+            "training diverged"
+        )
     network.load_state_dict(state)
 
 
@@ -306,7 +314,8 @@ def _check_output(model: Own) -> None:
     except Exception as error:
         raise ValueError(
             f"{name} cannot take images {list(images.shape)} ({_short(error)}); give shape as "
-            "[channels, height, width] of the images that it was trained on"
+            "[channels, height, width] of the images that it was trained on, and a network that "
+            "computes in float32"
         ) from error
     found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != wanted:
@@ -335,7 +344,7 @@ def load(
 
     Args:
         checkpoint: file of a state dict, see `read_state`; with or without the prefixes of
-            DataParallel and torch.compile.
+            DataParallel and torch.compile, in any precision.
         factory: text that names a function, see `importing`; returns an untrained network.
         num_classes: K.
         shape: ``(C, H, W)`` of an image.
@@ -344,10 +353,10 @@ def load(
             standardised so outside of it.
 
     Returns:
-        the classifier, frozen; its ``network`` is the factory's.
+        the classifier, frozen; its ``network`` is the factory's, in float32.
 
     Raises:
-        CheckpointError: a file that does not hold what the factory's network needs.
+        CheckpointError: a file that does not hold what the factory's network needs, or NaN.
         FactoryError: a factory that cannot be imported or called, or that trains or seeds itself.
         ValueError: no logits ``[N, K]``, or a `normalise` of other keys or lengths.
     """
@@ -432,7 +441,7 @@ def load_images(
     """
     file = root() / Path(path).expanduser()
     try:
-        with np.load(file) as content:
+        with np.load(file, allow_pickle=False) as content:
             images, labels = (torch.from_numpy(content[name]) for name in ("images", "labels"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(

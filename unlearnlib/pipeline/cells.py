@@ -6,11 +6,15 @@ python -m unlearnlib.pipeline.cells 12_gkt
 
 import argparse
 import ast
+import io
 import json
 import re
 import sys
+import tokenize
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from tokenize import TokenInfo
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -23,7 +27,76 @@ WIDTH = 100
 _PROFILE_LINE = f'profile = "{PROFILE}"  # names the folders in data/, runs/ and reports/'
 _INDENT = "    "
 _AS_IT_IS = "  # fmt: skip"  # a formatter would give every item its line
+_FORMATTING = re.compile(r"#\s*(fmt|yapf|ruff|isort|noqa|type)\b:?.*")
 _WORDS = {"null": "None", "true": "True", "false": "False"}
+
+
+class Assigned(NamedTuple):
+    """What a parameters cell says of a name.
+
+    Attributes:
+        value: as it is written, on one line and without comments.
+        comment: above the assignment, inside of it and behind it, without those for formatters.
+    """
+
+    value: str
+    comment: str
+
+
+def assigned(source: str) -> dict[str, Assigned]:
+    """Read the values and comments of a parameters cell by name, in its order.
+
+    Raises:
+        SyntaxError: the cell is no Python.
+    """
+    statements, found = ast.parse(source).body, {}
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for statement in statements:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        value = _one_line(_tokens_of(statement.value, tokens, source.splitlines()))
+        comment = _comment(statement, tokens)
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = Assigned(value, comment)
+    return found
+
+
+def _tokens_of(node: ast.AST, tokens: list[TokenInfo], lines: list[str]) -> list[TokenInfo]:
+    """Return the tokens of an expression, without comments and line breaks."""
+
+    def column(line: int, offset: int) -> int:
+        # ast counts bytes, tokenize characters
+        return len(lines[line - 1].encode()[:offset].decode())
+
+    start = (node.lineno, column(node.lineno, node.col_offset))
+    end = (node.end_lineno, column(node.end_lineno, node.end_col_offset))
+    idle = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
+    return [t for t in tokens if start <= t.start and t.end <= end and t.type not in idle]
+
+
+def _one_line(tokens: Iterable[TokenInfo]) -> str:
+    """Write tokens side by side; those of one line stand as far apart as there."""
+    text, before = "", None
+    for token in tokens:
+        if before and before.end[0] == token.start[0]:
+            text += " " * (token.start[1] - before.end[1])
+        elif before and before.string not in "([{" and token.string not in ")]}":
+            text += " "
+        text, before = text + token.string, token
+    return text
+
+
+def _comment(statement: ast.stmt, tokens: list[TokenInfo]) -> str:
+    """Join the comments of a statement's lines, and those that stand alone right above it."""
+    comments = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
+    first = statement.lineno
+    while (above := comments.get(first - 1)) and above.line.strip().startswith("#"):
+        first -= 1
+    of_it = [comments[n].string for n in range(first, statement.end_lineno + 1) if n in comments]
+    said = [text.lstrip("#").strip() for text in of_it if not _FORMATTING.fullmatch(text)]
+    return " ".join(filter(None, said))
 
 
 def declared(source: str) -> list[str]:

@@ -17,7 +17,7 @@ from unlearnlib.arena.decoys import DECOYS
 from unlearnlib.arena.methods import REFERENCES, entrants
 from unlearnlib.data.requests import Classes, Group
 from unlearnlib.data.sources import SOURCES, train_counts
-from unlearnlib.models import architectures
+from unlearnlib.models import architectures, networks
 from unlearnlib.pipeline import parameters, schema
 from unlearnlib.pipeline.parameters import BASE, ParameterError, Sections, suggestion
 from unlearnlib.pipeline.schema import Keys, Problem
@@ -349,6 +349,34 @@ def _variants_are_settings(
                     yield problem.within(name, key, *filter(None, [variant]))
 
 
+def _attention_layers_are_there(study: Study, gkt: GKT, gkt_prior: GKTPrior) -> Problems:
+    try:
+        with torch.device("meta"):
+            model = architectures.build(study.model, width=study.width)
+        known = range(1, len(networks.activation_layers(model)) + 1)
+    except ValueError:  # of the width, said already, or of a network that none of them serves
+        return
+    for name, one in {"gkt": gkt, "gkt_prior": gkt_prior}.items():
+        asked = {("settings",): one.settings.attention_layers}
+        for key, variants in one.changed().items():
+            for variant, some in variants.items():
+                asked[key, *filter(None, [variant])] = some.get("attention_layers")
+        for keys, layers in asked.items():
+            # of another type: said already
+            if isinstance(layers, list | tuple) and not _distinct_among(layers, known):
+                why = (
+                    f"give different layers of {study.model}, from 1 to {len(known)}; null for all"
+                )
+                yield Problem((name, *keys, "attention_layers"), why, list(layers))
+
+
+def _distinct_among(values: Any, known: Any) -> bool:
+    """Tell whether there are values, all different and among those known."""
+    return bool(values) and all(
+        value in known and value not in values[:number] for number, value in enumerate(values)
+    )
+
+
 def _own_methods_have_settings(own_model: OwnModel) -> Problems:
     for name, one in own_model.methods.items():
         for problem in schema.check(METHODS[one.method].settings, one.settings)[1]:
@@ -363,6 +391,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _groups_of_the_arena_fit,
     _convex_control_fits,
     _variants_are_settings,
+    _attention_layers_are_there,
     _originals_are_trained,
     _other_classes_are_there,
     _branches_have_a_state,
@@ -371,6 +400,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _scaling_is_part_of_the_groups,
     _steps_are_part_of_the_groups,
     _retrained_models_have_originals,
+    _updated_models_are_retrained,
     _larger_models_are_trained,
     _names_in_the_arena_are_known,
     _methods_of_the_arena_have_settings,
@@ -415,7 +445,10 @@ def _at_most(keys: Keys, items: int, most: int) -> Problems:
 def _among(keys: Keys, values: list, known: Any, where: str) -> Problems:
     """Yield a problem where some values are not among those known."""
     if unknown := [value for value in values if value not in known]:
-        why = f"holds {unknown[0]!r}, which is not among {where}: {', '.join(map(str, known))}"
+        hint = suggestion(str(unknown[0]), known) if isinstance(unknown[0], str) else ""
+        why = (
+            f"holds {unknown[0]!r}, which is not among {where}: {', '.join(map(str, known))}{hint}"
+        )
         yield Problem(keys, why, values)
 
 
@@ -424,4 +457,5 @@ def _named(
 ) -> Problems:
     """Yield a problem where a name is none of those known."""
     if value not in known:
-        yield Problem(keys, f"give {where}: {', '.join(known)}", value)
+        why = f"give {where}: {', '.join(known)}{suggestion(value, known)}"
+        yield Problem(keys, why, value)

@@ -152,6 +152,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def number_hint(text: str) -> str:
+    """Return how to write a number that is a text, as the end of a message."""
+    if _NUMBER.fullmatch(text):
+        return f"; that is a text to YAML, write {_spelt(text)}"
+    try:
+        float(text)
+    except ValueError:
+        return ""
+    return "; that is a text, leave its quotation marks out"
+
+
 class _Loader(yaml.SafeLoader):
     """Reads YAML whose mappings give each key once; the standard says so, PyYAML does not mind."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from unlearnlib.pipeline.parameters import ParameterError, suggestion
+from unlearnlib.pipeline.parameters import ParameterError, number_hint, suggestion
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -120,6 +120,8 @@ def _holder(kind: Any) -> "type[BaseModel]":
 def _problem(kind: Any, detail: "ErrorDetails") -> Problem:
     """Put a problem that pydantic found into words."""
     keys, found = tuple(detail["loc"][1:]), detail["type"]
+    of_key = keys[-1:] == ("[key]",)
+    keys = keys[:-1] if of_key else keys
     if found in ("missing", "missing_argument"):
         return Problem(keys, "is missing; give it a value")
     if found in _UNKNOWN:
@@ -128,11 +130,22 @@ def _problem(kind: Any, detail: "ErrorDetails") -> Problem:
         return Problem(keys, f"no such key{hint}", detail["input"])
     if found == "value_error":
         # of a mapping the message names the keys at fault, and their values
-        value = ABSENT if isinstance(detail["input"], dict) else detail["input"]
+        value = ABSENT if of_key or isinstance(detail["input"], dict) else detail["input"]
         return Problem(keys, str(detail["ctx"]["error"]), value)
-    if keys[-1:] == ("[key]",):
-        return Problem(keys[:-1], f"the name {_asked(detail['msg'])}")
-    return Problem(keys, _asked(detail["msg"]), detail["input"])
+    asked = f"{_asked(detail['msg'])}{_hint(detail)}"
+    return Problem(keys, f"the name {asked}") if of_key else Problem(keys, asked, detail["input"])
+
+
+def _hint(detail: "ErrorDetails") -> str:
+    """Return what a text was perhaps meant to be, as the end of a message."""
+    given = detail["input"]
+    if not isinstance(given, str):
+        return ""
+    if detail["type"] == "literal_error":
+        return suggestion(given, re.findall("'([^']+)'", detail["ctx"]["expected"]))
+    if detail["type"] in ("int_type", "float_type"):
+        return number_hint(given)
+    return ""
 
 
 def _asked(message: str) -> str:

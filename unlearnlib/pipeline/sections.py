@@ -5,6 +5,7 @@ it. What notebooks ask for beyond them stands here. `checks` reads a profile by 
 what must fit together.
 """
 
+import re
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -67,9 +68,20 @@ def _distinct(values: list[Item]) -> list[Item]:
     return values
 
 
+def _file_name(name: str) -> str:
+    """Refuse the name of a run that is no plain file name, or that leads out of its folder."""
+    if not re.fullmatch(r"\w[\w.+=-]*", name, re.ASCII):
+        raise ValueError(
+            f"{name!r} cannot name a file: give letters a to z, digits and '_', and '.+=-' after the "
+            "first of them"
+        )
+    return name
+
+
 Count = Annotated[int, Ge(1)]
 Number = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Width = Annotated[float, Gt(0), Le(16)]
 Weight = Annotated[float, Ge(0)]
 Inside = Annotated[float, Gt(0), Lt(1)]
 Distinct = Annotated[list[Item], MinLen(1), AfterValidator(_distinct)]
@@ -80,6 +92,7 @@ UNSCALED = [name for name, entry in ESTIMATORS.items() if not entry.scaled]
 Architecture = Literal[tuple(architectures.ARCHITECTURES)]
 ClassList = Annotated[Any, PlainValidator(Classes)]
 Request = Annotated[Any, PlainValidator(requests.parse)]
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class Strict(BaseModel):
@@ -126,8 +139,8 @@ class ArenaPlan(Strict):
     items: Count | None
     seeds: Seeds
     other_seeds: Seeds
-    ensembles: dict[str, Count]
-    requests: Annotated[dict[str, Request], MinLen(1)]
+    ensembles: dict[str, Annotated[int, Ge(1), Le(10_000)]]
+    requests: Annotated[dict[FileName, Request], MinLen(1)]
 
     @model_validator(mode="after")
     def _agrees(self) -> "ArenaPlan":
@@ -152,7 +165,7 @@ class Study(Strict):
     """What the notebooks share."""
 
     model: Architecture
-    width: Positive
+    width: Width
     seeds: Seeds
     forget_classes: ClassList
     other_classes: OtherClasses
@@ -186,7 +199,7 @@ class Masking(Strict):
     masked_distillation: masked_distillation.Settings
 
 
-Variants = Annotated[dict[str, dict[str, Any]], MinLen(1)]
+Variants = Annotated[dict[FileName, dict[str, Any]], MinLen(1)]
 
 
 class MMNoise(Strict):
@@ -259,7 +272,7 @@ class Trained(Strict):
     """An architecture of group unlearning: its width, its recipe but for λ, and its seeds."""
 
     seeds: Seeds | None = None
-    width: Positive
+    width: Width
     epochs: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(2)]
     learning_rate: Positive
@@ -369,7 +382,7 @@ ArenaModels = section(
     Recipe,
     without=("l2", "weight_decay", "shift_pixels", "average"),
     model=Architecture,
-    width=Positive,
+    width=Width,
     curvature_items=Count,
 )
 
@@ -401,8 +414,8 @@ class Arena(Strict):
     """The methods of the arena, and what is measured of them."""
 
     retained_items: Count
-    baselines: dict[str, dict[str, Any]]
-    zero_shot: dict[str, Entrant]
+    baselines: dict[FileName, dict[str, Any]]
+    zero_shot: dict[FileName, Entrant]
     influence: ArenaInfluence
     sequence: Sequence
     measures: section("Measures", scores.Settings, keep=str)
@@ -488,7 +501,7 @@ class OwnModel(Strict):
     forget_classes: ClassList
     images: str | None
     seed: Number
-    methods: Annotated[dict[str, OwnEntrant], MinLen(1)]
+    methods: Annotated[dict[FileName, OwnEntrant], MinLen(1)]
     probe: deep_inversion.Synthesis
     example: Example
 

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -35,6 +36,7 @@ from unlearnlib.pipeline.registry import Named
 
 Run = Callable[..., dict[str, Any]]
 Arguments = Mapping[str, Any]
+Outcome = tuple[str, str | None]
 
 # seeds and thread counts belong to the process, and a dask worker may run several threads
 _ALONE = threading.Lock()
@@ -43,6 +45,9 @@ _ALONE = threading.Lock()
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # what may pass; RuntimeError is also how torch says that memory ran out
 _MAY_PASS = (OSError, MemoryError, RuntimeError)
+# seconds between looks at a dask cluster, and without any worker after which it is given up
+_LOOK = 5.0
+_PATIENCE = 60.0
 
 
 class SweepError(RuntimeError):
@@ -76,9 +81,10 @@ def sweep(
             numbers, strings, paths, dataclasses, functions and classes, and lists, tuples and dicts
             of them.
         store: folder of this sweep alone.
-        workers: processes; 1 runs in this one.
+        workers: processes, no more than there are runs; 1 runs in this one. Those of a dask cluster
+            that is there already are its own.
         engine: ``loky`` for this machine, ``dask`` for the cluster of the current dask client, or
-            of ``$DASK_SCHEDULER_ADDRESS``.
+            of ``$DASK_SCHEDULER_ADDRESS``, or else one on this machine that listens to it alone.
         retries: how often to repeat a run that raises what may pass: OSError, MemoryError or
             RuntimeError. Any other error would come again, and a full disk ends the sweep at once.
 
@@ -87,7 +93,7 @@ def sweep(
 
     Raises:
         SweepError: runs failed, or results cannot be written, or the code changed meanwhile, or the
-            engine is not there.
+            engine is not there, or its workers or its scheduler died.
         ValueError: a task, `run`, or the number of workers is not as described above.
         FileNotFoundError: a file that a task names is absent.
     """
@@ -290,42 +296,108 @@ def _move(path: Path, target: Path) -> None:
 # ------------------------------------------------------------------------------------- runs
 
 
-def _execute(jobs: list, workers: int, engine: str) -> Iterator[tuple[str, str | None]]:
+def _execute(jobs: list, workers: int, engine: str) -> Iterator[Outcome]:
     """Run the jobs and yield each one's name and failure as it ends."""
     if not jobs:
         return
     started = time.monotonic()
-    with _engine(engine, workers) as parallel:
-        try:
-            for done, (name, failure) in enumerate(parallel(jobs), 1):
-                ending = f"failed: {failure}" if failure else "done"
-                seconds = time.monotonic() - started
-                report(f"{name} {ending}, {done}/{len(jobs)} {seconds:.0f} s")
-                yield name, failure
-        except BrokenProcessPool as error:
-            raise SweepError(
-                "a worker died, perhaps for lack of memory: finished runs are kept, run again"
-                f" with fewer than {workers} workers ({type(error).__name__})"
-            ) from error
+    for done, (name, failure) in enumerate(_outcomes(jobs, workers, engine), 1):
+        ending = f"failed: {failure}" if failure else "done"
+        seconds = time.monotonic() - started
+        report(f"{name} {ending}, {done}/{len(jobs)} {seconds:.0f} s")
+        yield name, failure
 
 
-@contextmanager
-def _engine(engine: str, workers: int) -> Iterator[joblib.Parallel]:
-    """Give a joblib runner of one thread a task, on this machine or on a dask cluster."""
-    options = {"return_as": "generator_unordered", "batch_size": 1}
+def _outcomes(jobs: list, workers: int, engine: str) -> Iterator[Outcome]:
+    """Run the jobs, one thread each, on this machine or on a dask cluster."""
     if engine == "loky":
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield joblib.Parallel(n_jobs=workers, **options)
+        yield from _on_this_machine(jobs, workers)
     elif engine == "dask":
-        with _dask_client() as client, joblib.parallel_config("dask", client=client):
-            yield joblib.Parallel(n_jobs=-1, **options)
+        with _dask_client(workers) as client, client.as_current():
+            yield from _on_dask(jobs, client)
     else:
         raise ValueError(f"engine {engine!r}: use 'loky' or 'dask'")
 
 
+def _on_this_machine(jobs: list, workers: int) -> Iterator[Outcome]:
+    options = {"return_as": "generator_unordered", "batch_size": 1}
+    try:
+        with joblib.parallel_config("loky", inner_max_num_threads=1):
+            yield from joblib.Parallel(n_jobs=workers, **options)(jobs)
+    except BrokenProcessPool as error:
+        raise SweepError(
+            "a worker died, perhaps for lack of memory: finished runs are kept, run again"
+            f" with fewer than {workers} workers ({type(error).__name__})"
+        ) from error
+
+
+def _on_dask(jobs: list, client: Any) -> Iterator[Outcome]:
+    """Run the jobs on the cluster of a dask client, and look now and then whether it is there.
+
+    joblib's own backend waits for ever for a cluster that is gone.
+
+    Raises:
+        SweepError: its scheduler is gone, all workers are, one died again and again, or it has another
+            environment.
+    """
+    from distributed import KilledWorker, wait
+
+    waiting = {client.submit(job, *given, pure=False, **named) for job, given, named in jobs}
+    alive = time.monotonic()
+    try:
+        while waiting:
+            try:
+                done, waiting = wait(waiting, timeout=_LOOK, return_when="FIRST_COMPLETED")
+                yield from (future.result() for future in done)
+                alive = time.monotonic()
+            except TimeoutError:
+                alive = _last_alive(client, alive)
+    except KilledWorker as error:
+        raise SweepError(
+            "a dask worker died, perhaps for lack of memory: finished runs are kept, run again with"
+            " more memory for each"
+        ) from error
+    except (CancelledError, OSError) as error:
+        raise SweepError(
+            "the dask scheduler is gone, or its cluster was restarted: finished runs are kept, start"
+            f" it again and then the study ({type(error).__name__})"
+        ) from error
+    except SweepError:
+        raise
+    except Exception as error:  # runs return their own: this one is the cluster's
+        raise SweepError(
+            "the dask cluster cannot take the runs: install the environment of this machine there"
+            f" ({_last_line(error)})"
+        ) from error
+    finally:
+        if client.status == "running":
+            client.cancel(list(waiting))
+
+
+def _last_alive(client: Any, before: float) -> float:
+    """Return when a dask cluster had workers, now or at a time before.
+
+    Raises:
+        SweepError: too long ago.
+    """
+    now = time.monotonic()
+    if client.nthreads():
+        return now
+    if now - before > _PATIENCE:
+        raise SweepError(
+            f"the dask cluster has had no workers for {now - before:.0f} s: finished runs are kept,"
+            " start workers and then the study again"
+        )
+    return before
+
+
 @contextmanager
-def _dask_client() -> Iterator[Any]:
-    """Give the current dask client, or one made for the while."""
+def _dask_client(workers: int) -> Iterator[Any]:
+    """Give the current dask client, or one made for the while.
+
+    Raises:
+        SweepError: dask is not installed, or no scheduler answers.
+    """
     try:
         from dask import config
         from distributed import Client, get_client
@@ -335,11 +407,26 @@ def _dask_client() -> Iterator[Any]:
             " or use engine 'loky'"
         ) from None
     try:
-        yield get_client()
+        client = get_client()
     except ValueError:
-        address = config.get("scheduler-address", None)
-        with Client(address) if address else Client(threads_per_worker=1) as client:
-            yield client
+        client = None
+    if client is not None:
+        yield client
+        return
+    # a dashboard for others on the network would tell them what runs here, and let them stop it
+    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}
+    address = config.get("scheduler-address", None)
+    try:
+        client = (
+            Client(address) if address else Client(n_workers=workers, threads_per_worker=1, **here)
+        )
+    except OSError as error:
+        raise SweepError(
+            f"no dask scheduler answers at {address or 'this machine'} ({error}): start it, or unset"
+            " DASK_SCHEDULER_ADDRESS, or use engine 'loky'"
+        ) from error
+    with client:
+        yield client
 
 
 _loaded = cache(fingerprint.loaded)

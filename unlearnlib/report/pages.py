@@ -8,11 +8,14 @@ always give the same bytes.
 import argparse
 import base64
 import csv
+import fcntl
 import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -27,10 +30,10 @@ from jinja2.runtime import Context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from papermill.translators import PythonTranslator
 from PIL import Image
 from traitlets.config import Config
 
+from unlearnlib.pipeline import cells
 from unlearnlib.pipeline.paths import Place, place, root, write_atomic
 from unlearnlib.report import interactive
 
@@ -161,14 +164,28 @@ def _exporter() -> BodyExporter:
 
 
 def _parameters(notebook: nbformat.NotebookNode) -> list[dict[str, str]]:
-    """List the parameters that the run used, with the comments of the declaring cell."""
+    """List the parameters that the run used, with the comments of the declaring cell.
+
+    Raises:
+        ReportError: a cell of parameters is no Python.
+    """
     rows: dict[str, dict[str, str]] = {}
     for tag in ("parameters", "injected-parameters"):
         for cell in notebook.cells:
-            for found in PythonTranslator.inspect(cell) if tag in _tags(cell) else []:
-                row = rows.setdefault(found.name, {"name": found.name, "help": found.help})
-                row["value"] = found.default
+            for name, found in _assigned(cell.source).items() if tag in _tags(cell) else []:
+                said = found.comment if tag == "parameters" else ""
+                row = rows.setdefault(name, {"name": name, "help": said})
+                row["value"] = found.value
     return list(rows.values())
+
+
+def _assigned(source: str) -> dict[str, cells.Assigned]:
+    try:
+        return cells.assigned(source)
+    except SyntaxError as error:
+        raise ReportError(
+            f"its parameters cell is no Python ({error}); assign plain values there alone"
+        ) from error
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
@@ -560,15 +577,42 @@ def _render_index(pages: list[Page], where: Place, files: dict[str, list[str]]) 
 def _publish(files: dict[str, str], index: str, where: Place) -> None:
     """Replace the old report once all of the new one is on disk."""
     where.pages.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=where.reports, prefix=".pages-") as folder:
-        for name, html in files.items():
-            write_atomic(Path(folder) / name, html.encode())
+    with _workplace(where.reports) as folder:
+        for name, html in [*files.items(), ("index.html", index)]:
+            write_atomic(folder / name, html.encode())
         for name in files:
-            os.replace(Path(folder) / name, where.pages / name)
-    for old in where.pages.glob("*.html"):
-        if old.name not in files:
-            old.unlink()
-    write_atomic(where.reports / "index.html", index.encode())
+            os.replace(folder / name, where.pages / name)
+        for old in where.pages.glob("*.html"):
+            if old.name not in files:
+                old.unlink()
+        os.replace(folder / "index.html", where.reports / "index.html")
+
+
+@contextmanager
+def _workplace(reports: Path) -> Iterator[Path]:
+    """Give a folder for this build alone, and remove those that killed builds left."""
+    for left in reports.glob(".pages-*"):
+        # another build may end, and take its folder away
+        with suppress(FileNotFoundError, NotADirectoryError), _locked(left) as free:
+            if free:
+                shutil.rmtree(left)
+    with TemporaryDirectory(dir=reports, prefix=".pages-") as folder, _locked(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which ends with its process; give False where another has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def main(arguments: list[str] | None = None) -> None:
