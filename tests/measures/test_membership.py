@@ -182,7 +182,7 @@ def test_a_common_shift_takes_fewer_models_than_ulira():
         pair = ensemble(4, 2 * seed, shift=0.5), ensemble(4, 2 * seed + 1)
         few.append(membership.shadow_attack(*pair, shadows=2, folds=2).mean())
         apart.append(membership.ulira(*pair, folds=2).mean())
-    assert np.mean(few) > np.mean(apart) + 2
+    assert np.mean(few) > max(55, np.mean(apart) + 2)
 
 
 def test_few_shadows_of_margins_that_are_all_the_same_are_a_guess():
