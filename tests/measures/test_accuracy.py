@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.neighbors import NearestCentroid
 from toys import SHAPE, Table, stripes, taught
 
 from unlearnlib.measures import accuracy
@@ -84,3 +85,20 @@ def test_a_model_that_is_as_sure_as_it_is_right_is_calibrated():
     assert accuracy.calibration_error(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == 25
     with pytest.raises(ValueError, match="no items"):
         accuracy.calibration_error(torch.zeros(0, 2), torch.zeros(0).long())
+
+
+def test_the_nearest_mean_is_that_of_scikit_learn_and_counts_classes_alike():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 5 + [2] * 40 + [7] * 15)
+    noise, asked = (2 * torch.randn(n, 3, generator=generator) for n in (60, 50))
+    features = noise + labels[:, None] / 4
+    found = accuracy.nearest_mean(features, labels, asked)
+    expected = NearestCentroid().fit(features.numpy(), labels.numpy()).predict(asked.numpy())
+    assert found.tolist() == expected.tolist()
+    assert set(found.tolist()) == {0, 2, 7}
+
+
+@pytest.mark.parametrize("features", [torch.ones(6, 2), torch.empty(0, 2)])
+def test_features_that_do_not_vary_have_no_nearest_mean(features: torch.Tensor):
+    with pytest.raises(ValueError, match="the same for every item"):
+        accuracy.nearest_mean(features, torch.zeros(len(features)), torch.ones(1, 2))

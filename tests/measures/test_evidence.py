@@ -93,6 +93,16 @@ def test_relearning_is_watched_once_up_to_where_the_original_was(dataset: datase
     assert one.relearn_time == relearning.relearn_time(expected, until=one.until)
 
 
+def test_what_returns_is_asked_once_and_learned_from_kept_items(dataset: datasets.Dataset):
+    one = found(dataset)["other"].said
+    expected = relearning.returned_accuracy(
+        one.network, one.sets.forgotten, one.sets.kept, settings=one.lessons, seed=0
+    )
+    assert one.returned_accuracy == expected
+    one.sets.kept[0].fill_(float("nan"))  # it is not computed again
+    assert one.returned_accuracy == expected
+
+
 def test_an_untrained_network_is_the_same_for_all_and_none_of_them(dataset: datasets.Dataset):
     rows = found(dataset)
     before = torch.random.get_rng_state()

@@ -63,6 +63,10 @@ class Says:
         return self.time
 
     @property
+    def returned_accuracy(self) -> float:
+        return 10 * self.time
+
+    @property
     def attack(self) -> SimpleNamespace:
         return SimpleNamespace(auc=self.auc)
 
@@ -130,10 +134,28 @@ def test_a_probe_finds_what_features_hold_and_no_more():
     assert value("probe", blind) == 100 * balanced_accuracy_score([1, 0], [0, 0])
 
 
+def test_features_may_know_what_the_read_out_does_not_say():
+    @dataclass(eq=False)
+    class Hides(Says):
+        """Its features tell the true class, its answers are those of gold."""
+
+        def features(self, name: str) -> Tensor:
+            return F.one_hot(torch.tensor(LABELS[name]), 3).float()
+
+    hides, honest = Hides(GOLD.classes), Hides(LABELS)
+    assert value("forget_test_accuracy", hides) == 0
+    assert value("hidden_accuracy", hides) == value("hidden_accuracy", honest) == 100
+    assert value("misalignment", hides) == 100
+    assert value("misalignment", honest) == 0
+    with pytest.raises(NotApplicable, match="features do not vary"):
+        value("hidden_accuracy", replace(MINE, spread=0.0))
+
+
 def test_attacks_and_relearning():
     assert value("mia_auc") == 0.8
     assert value("mia_gap") == pytest.approx(0.3)
     assert value("relearn_time") == 2
+    assert value("returned_accuracy") == 20
     assert value("relearn_time", replace(MINE, time=math.inf)) == 8
     assert value("ain") == 0.5
     assert value("ain", replace(MINE, time=math.inf)) == 2
@@ -156,7 +178,9 @@ def test_gold_is_at_no_distance_from_itself():
 
 def test_what_does_not_apply_to_a_group_says_why():
     whole, group = (metrics.computed(request) for request in (CLASS, GROUP))
-    assert set(whole) - set(group) == {"forget_test_accuracy", "probe"}
+    assert set(whole) - set(group) == {
+        "forget_test_accuracy", "hidden_accuracy", "misalignment", "probe",
+    }  # fmt: skip
     assert "should tell them apart" in METRICS["probe"].cannot(GROUP)
     assert METRICS["probe"].cannot(CLASS) is None
     assert all(metric.why_not or metric.serves == (Classes, Group) for metric in METRICS.values())

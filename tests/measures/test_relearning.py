@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toys import states_equal, stripes, taught, tiny
+from toys import Table, states_equal, stripes, taught, tiny
 
 from unlearnlib.measures import relearning
 
@@ -85,3 +85,51 @@ def test_nothing_to_learn_from_is_refused(monkeypatch: pytest.MonkeyPatch):
     empty = forgotten[0][:0], forgotten[1][:0]
     with pytest.raises(ValueError, match="no forgotten or no retained items"):
         relearning.relearning_curve(tiny(monkeypatch), empty, retained, **OPTIONS)
+
+
+# -------------------------------------------------------------------- what comes back by itself
+
+
+def test_what_lies_dormant_comes_back_and_what_is_gone_does_not():
+    """Logits are read off pixels, and constants are learned, which are wrong in one of two ways."""
+    labels = torch.arange(40) % 4
+    images = 60 * torch.nn.functional.one_hot(labels, 4).float().view(40, 1, 1, 4)
+    gone = labels == 0
+    both = (images[gone], labels[gone]), (images[~gone], labels[~gone])
+    settings = relearning.Settings(steps=40, batch_size=15, learning_rate=2.0)
+    found = {}
+    # either everything is called 1, which what stayed undoes, or nothing is called 0
+    for name, shift in {"dormant": [0.0, 90, 0, 0], "gone": [-200.0, 0, 0, 0]}.items():
+        network = Table()
+        with torch.no_grad():
+            network.shift.copy_(torch.tensor(shift))
+        assert relearning.watched_accuracy(network, both[0]) == 0
+        found[name] = relearning.returned_accuracy(network, *both, settings=settings, seed=0)
+        assert network.shift.tolist() == shift
+    assert found == {"dormant": 100, "gone": 0}
+
+
+def test_no_forgotten_item_is_learned_from(monkeypatch: pytest.MonkeyPatch):
+    """A step on all retained items there are is Adam's on these, and all steps are taken."""
+    (images, labels), retained = parts()
+    settings = relearning.Settings(steps=1, batch_size=24, learning_rate=0.02)
+    network, by_hand = tiny(monkeypatch), tiny(monkeypatch)
+    said = []
+    monkeypatch.setattr(
+        relearning.networks, "predict", lambda n, x: said.append(n) or torch.zeros(len(x), 4)
+    )
+    relearning.returned_accuracy(network, (images, labels), retained, settings=settings, seed=0)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.02)
+    torch.nn.functional.cross_entropy(by_hand(retained[0]), retained[1]).backward()
+    optimizer.step()
+    for own, other in zip(said[0].parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert states_equal(network, tiny(monkeypatch))
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_nothing_to_ask_or_to_learn_is_refused(empty: int, monkeypatch: pytest.MonkeyPatch):
+    both = list(parts())
+    both[empty] = both[empty][0][:0], both[empty][1][:0]
+    with pytest.raises(ValueError, match="no forgotten items to ask, or no retained ones"):
+        relearning.returned_accuracy(tiny(monkeypatch), *both, **OPTIONS)

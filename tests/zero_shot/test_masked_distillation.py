@@ -10,8 +10,12 @@ from toys import CLASSES, SHAPE, states_equal, stripes, taught, tiny
 from unlearnlib.arena import baselines
 from unlearnlib.data.requests import Classes
 from unlearnlib.models import networks
-from unlearnlib.zero_shot import masked_distillation, method
-from unlearnlib.zero_shot.deep_inversion import Synthesis
+from unlearnlib.models.loops import batches, descend, one_cycle, shift
+from unlearnlib.pipeline import seeds
+from unlearnlib.pipeline.parameters import ParameterError
+from unlearnlib.pipeline.schema import build
+from unlearnlib.zero_shot import losses, masked_distillation, method, read_out
+from unlearnlib.zero_shot.deep_inversion import Synthesis, answers
 from unlearnlib.zero_shot.masked_distillation import Settings, Tuning
 
 
@@ -141,3 +145,101 @@ def test_the_needs_are_those_of_the_synthesis():
     assert Settings().needs == (method.statistics,)
     assert Settings(Synthesis(statistics_weight=0.0)).needs == ()
     assert Settings(Synthesis(prior_steps=1)).needs == (method.statistics, method.drawing)
+
+
+# ------------------------------------------------------------------------- where a copy begins
+
+
+def first(network: nn.Module, start: str, **changes: float) -> nn.Module:
+    tuning = Tuning(start=start, **changes)
+    return masked_distillation.first(network, Classes([1]), shape=SHAPE, tuning=tuning, seed=3)
+
+
+def test_by_default_a_copy_is_taught_as_before_there_was_a_choice(monkeypatch: pytest.MonkeyPatch):
+    """The same bits as the plain loop on a deep copy, and the same random state afterwards."""
+    network, (images, _) = networks.frozen(taught(monkeypatch)), stripes(12)
+    pixels, request, tuning = (images * 255).to(torch.uint8), Classes([1]), Tuning(5, 8)
+    before = torch.random.get_rng_state()
+    found, taken = masked_distillation.teach(network, pixels, request, tuning=tuning, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    generator = seeds.stream(0, "order of the images")
+    by_hand = taught(monkeypatch).requires_grad_(True).train()
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=tuning.rate)
+
+    def loss_of(index: torch.Tensor) -> torch.Tensor:
+        x = shift(pixels[index].float() / 255, pixels=2, generator=generator)
+        logits = answers(network, x)
+        return losses.divergence(losses.masked(logits, request), by_hand(x))
+
+    order = batches(12, batch_size=8, steps=5, generator=generator)
+    schedule = one_cycle(optimizer, tuning.rate, steps=5)
+    assert taken == descend(optimizer, order, loss_of, schedule=schedule)
+    assert states_equal(found, by_hand)
+
+
+def test_new_rows_are_those_of_a_random_class_row(monkeypatch: pytest.MonkeyPatch):
+    network = networks.frozen(taught(monkeypatch))
+    found = first(network, "class_row")
+    expected = read_out.random_class_row(
+        network, Classes([1]), shape=SHAPE, settings=read_out.Settings(), seed=3
+    ).network
+    assert states_equal(found, expected)
+    same = (found.classifier.weight == network.classifier.weight).all(1)
+    assert same.tolist() == [True, False, True, True]
+    assert states_equal(network, taught(monkeypatch))
+
+
+def test_a_perturbed_copy_lies_between_the_model_and_a_fresh_one(monkeypatch: pytest.MonkeyPatch):
+    network = networks.frozen(taught(monkeypatch))
+    fresh, found, none, all_of_it = (
+        first(network, "fresh"),
+        first(network, "perturbed", shrink=0.25),
+        first(network, "perturbed", shrink=1.0),
+        first(network, "perturbed", shrink=0.0),
+    )
+    triples = zip(*(one.parameters() for one in (found, network, fresh)), strict=True)
+    for own, model, other in triples:
+        torch.testing.assert_close(own, 0.25 * model + 0.75 * other)
+    assert states_equal(none, network)
+    assert torch.equal(all_of_it.classifier.weight, fresh.classifier.weight)
+    for one in (found, all_of_it):  # statistics stay the model's
+        assert torch.equal(one.first_norm.running_var, network.first_norm.running_var)
+    assert not torch.equal(fresh.first_norm.running_var, network.first_norm.running_var)
+
+
+def test_a_fresh_start_follows_the_seed_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    network = networks.frozen(taught(monkeypatch))
+    before = torch.random.get_rng_state()
+    once = first(network, "fresh")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    assert states_equal(once, first(network, "fresh"))
+    other = masked_distillation.first(
+        network, Classes([1]), shape=SHAPE, tuning=Tuning(start="fresh"), seed=4
+    )
+    assert not states_equal(once, other)
+
+
+@pytest.mark.parametrize("start", ["class_row", "perturbed", "fresh"])
+def test_a_class_goes_from_every_start(start: str, monkeypatch: pytest.MonkeyPatch):
+    network, (images, labels) = networks.frozen(taught(monkeypatch)), stripes(80, seed=3)
+    pixels = (images * 255).to(torch.uint8)
+    tuning = Tuning(steps=150, batch_size=40, rate=0.03, jitter=0, start=start)
+    learner, _ = masked_distillation.teach(network, pixels, Classes([1]), tuning=tuning, seed=0)
+    predicted, gone = learner(images).argmax(1), labels == 1
+    assert (predicted[gone] == 1).float().mean() < 0.1
+    assert (predicted[~gone] == labels[~gone]).float().mean() > 0.8
+    assert not learner.training
+    assert states_equal(network, taught(monkeypatch))
+
+
+def test_new_rows_need_a_read_out_and_a_fresh_start_statistics():
+    asked = Settings(tuning=Tuning(start="class_row")).needs
+    assert asked == (method.statistics, read_out.linear_read_out)
+    with pytest.raises(ValueError, match="a fresh network has no statistics to keep"):
+        Tuning(start="fresh", freeze_statistics=True)
+
+
+def test_a_start_that_does_not_exist_is_refused():
+    with pytest.raises(ParameterError, match="start = 'elsewhere'"):
+        build(Settings, {"tuning": {"start": "elsewhere"}})

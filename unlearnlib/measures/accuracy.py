@@ -76,6 +76,30 @@ def _accuracy(counts: Tensor, chosen: list[int]) -> float:
     return 100 * counts[chosen, chosen].sum().item() / total
 
 
+def nearest_mean(features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """Classify features by the nearest class mean, in Euclidean distance.
+
+    What the read-out of a network in neural collapse says, too (Papyan et al. 2020, NC4); where
+    it says otherwise, it is misaligned with the features (Gao et al. 2026, arXiv 2604.08271).
+
+    Args:
+        features: ``[N, D]`` that the means are taken of.
+        labels: ``[N]``, their classes; each counts alike, however many items it has.
+        asked: ``[M, D]``.
+
+    Returns:
+        the class ``[M]`` whose mean is the nearest.
+
+    Raises:
+        ValueError: no features, or features that are the same for every item.
+    """
+    if len(features) == 0 or torch.equal(features, features[:1].expand_as(features)):
+        raise ValueError("features that are the same for every item have no nearest class mean")
+    classes = labels.unique()
+    means = torch.stack([features[labels == k].double().mean(0) for k in classes])
+    return classes[torch.cdist(asked.double(), means).argmin(1)]
+
+
 def confusion_shift(counts: Tensor, reference: Tensor) -> Tensor:
     """Compute how far each true class is answered otherwise than by a reference model.
 

@@ -144,6 +144,14 @@ class Said:
             settings=self.lessons, seed=self.seed, until=self.until,
         )  # fmt: skip
 
+    @cached_property
+    def returned_accuracy(self) -> float:
+        """Accuracy in percent on forgotten items after a copy was trained on kept ones alone."""
+        return relearning.returned_accuracy(
+            self.network, self.sets.forgotten, self.sets.kept,
+            settings=self.lessons, seed=self.seed,
+        )  # fmt: skip
+
     @property
     def relearn_time(self) -> float:
         """Mini-batches until the items are learned again; infinite where they never are."""

@@ -1,16 +1,19 @@
 """Can anyone tell a model that forgot from one that never saw the data? Attacks and ensembles.
 
-Three tests, from weak to strong:
+Four tests, from weak to strong:
 
 * `population_attack`: one model, one attacker for all items, who tells forgotten training items from
   items of the same kind that no model saw. He knows which are which for part of them, so that he
   over-states what a stranger could do; the attack on the *retrained* model is the yardstick.
+* `shadow_attack`: few models; one attacker for all items, who knows what retrained models say of
+  each item. What `ulira` costs too much for.
 * `ulira`: many models; for each item, how likely is its margin under unlearned and under retrained
   models? The strongest test of privacy.
 * `klom`: many models; for each item, how far apart are the two distributions of its margin? The
   strongest test of fidelity.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
@@ -167,6 +170,101 @@ def ulira(unlearned: np.ndarray, retrained: np.ndarray, *, folds: int = 4) -> np
     return np.concatenate(right)
 
 
+def shadow_attack(
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    *,
+    shadows: int,
+    folds: int = 4,
+    seed: int = 0,
+) -> np.ndarray:
+    """Attack models that were held out, with one attacker for all items and few shadow models.
+
+    The cheap alternative to `ulira`, which fits each item apart: a logistic regression on features
+    of an item, fitted to the items of all shadow models together (Shokri et al. 2017, with the
+    calibration by models that never saw the item of Watson et al. 2022, arXiv 2111.08440). See
+    `_pooled_features`. What all items have in common, such as margins that are lower throughout, it
+    finds with fewer models than `ulira`; what each item has of its own, such as a spread, it
+    does not.
+
+    Args:
+        unlearned: margins ``[A, N]``, a row a model.
+        retrained: ``[B, N]``.
+        shadows: models of each kind that an attacker is fitted to, at least 2, drawn from those that
+            are not held out.
+        folds: each fold is held out once.
+        seed: of the draws.
+
+    Returns:
+        accuracy in percent ``[A + B]``, for each held-out model the share of its items that were
+        told right, as of `ulira`: 50 where the two cannot be told apart.
+
+    Raises:
+        ValueError: fewer than 2 shadows or folds, too few models to hold a fold out and have the
+            shadows, or different items.
+    """
+    pair = unlearned, retrained
+    if shadows < 2 or folds < 2:
+        raise ValueError(f"shadows={shadows} and folds={folds}: give at least 2 of both")
+    _check_ensembles(*pair, least=folds)
+    left = min(len(part) - math.ceil(len(part) / folds) for part in pair)
+    if left < shadows:
+        raise ValueError(
+            f"shadows={shadows}: with a fold held out {left} models of a kind are left; ask for "
+            "fewer, or give more models or folds"
+        )
+    random = np.random.default_rng(seeds.derive(seed, "shadow models"))
+    right = [np.empty(len(part)) for part in pair]
+    for fold in range(folds):
+        held = [np.arange(len(part)) % folds == fold for part in pair]
+        known = [random.permutation(part[~h])[:shadows] for part, h in zip(pair, held, strict=True)]
+        attacker = _pooled_attacker(*known)
+        means = [part.mean(0) for part in known]
+        for kind, (part, h) in enumerate(zip(pair, held, strict=True)):
+            scores = attacker.decision_function(_pooled_features(part[h], *means))
+            scores = scores.reshape(h.sum(), -1) * (1 - 2 * kind)
+            right[kind][h] = 100 * np.where(scores == 0, 0.5, scores > 0).mean(1)
+    return np.concatenate(right)
+
+
+def _pooled_attacker(unlearned: np.ndarray, retrained: np.ndarray) -> Pipeline:
+    """Fit one attacker to shadow models ``[S, N]`` of both kinds, label 1 the unlearned.
+
+    The means that a shadow is compared with are those of the others, as for a model that is held
+    out: compared with a mean that it is part of, every shadow looks like its own kind.
+    """
+    rows = [
+        _pooled_features(unlearned[[i]], np.delete(unlearned, i, 0).mean(0), retrained.mean(0))
+        for i in range(len(unlearned))
+    ] + [
+        _pooled_features(retrained[[i]], unlearned.mean(0), np.delete(retrained, i, 0).mean(0))
+        for i in range(len(retrained))
+    ]
+    truth = np.repeat([1, 0], [unlearned.size, retrained.size])
+    attacker = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return attacker.fit(np.concatenate(rows), truth)
+
+
+def _pooled_features(
+    margins: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray
+) -> np.ndarray:
+    """Compute what the attacker of `shadow_attack` looks at, ``[A * N, 4]``.
+
+    The margin m, its mean r under retrained shadows, their difference m - r, and
+    ``(m - (u + r)/2) (u - r)`` with the mean u under unlearned ones: the log-likelihood ratio of
+    two normal distributions with the same variance, for shifts that differ from item to item.
+
+    Args:
+        margins: m ``[A, N]``.
+        unlearned: u ``[N]``.
+        retrained: r ``[N]``.
+    """
+    middle, apart = (unlearned + retrained) / 2, unlearned - retrained
+    calibrated = np.broadcast_to(retrained, margins.shape)
+    columns = (margins, calibrated, margins - retrained, (margins - middle) * apart)
+    return np.stack([column.ravel() for column in columns], 1)
+
+
 def _gaussian(shadows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit mean and deviation to each column, its variance shrunk to the mean of all columns."""
     variance = shadows.var(0, ddof=1)
@@ -218,6 +316,98 @@ def klom(
         shares.append(share / share.sum(1, keepdims=True))
     q, p = shares
     return (p * np.log(p / q)).sum(1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Hold a mean KLoM in nats with a 95 % range.
+
+    Attributes:
+        value: the mean.
+        low: at least 0.
+        high: the same.
+        models: of each kind in a comparison; KLoM falls with it.
+    """
+
+    value: float
+    low: float
+    high: float
+    models: int
+
+
+def klom_interval(
+    unlearned: np.ndarray, retrained: np.ndarray, *, draws: int = 200, seed: int = 0
+) -> Interval:
+    """Compute the mean of `klom` over items, and its 95 % interval over models.
+
+    A bootstrap will not do: a sample with replacement repeats models, so that its histograms have
+    fewer places than those of so many models, and its KLoM is far too high (none of its intervals
+    held the true value in simulations with 16 to 100 models). Here halves of the models are drawn
+    *without* replacement. The deviations of half of n models from their mean have the spread
+    of n models from theirs, to first order (the delete-half jackknife, Shao and Wu 1989), and are
+    taken off the value of all. KLoM of fewer models spreads more, so that the interval is rather
+    too wide: in the same simulations it held the true value in 88 to 100 % of cases.
+
+    The interval is for what KLoM of *so many* models is on average. That it is not 0 for two
+    ensembles of golds, and falls with the number of models, no interval mends: see `gold_split`.
+    Models of both kinds that share their numbers share their seeds, so they are drawn together.
+
+    Args:
+        unlearned: margins ``[A, N]``, a row a model.
+        retrained: ``[B, N]``; where A = B, the models of the same seeds in the same order.
+        draws: halves.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than four models of a kind, different items, or fewer than two draws.
+    """
+    _check_halves(unlearned, retrained, draws)
+    random = np.random.default_rng(seeds.derive(seed, "halves of the models"))
+    found = []
+    for _ in range(draws):
+        first, second = (random.permutation(len(part)) for part in (unlearned, retrained))
+        if len(unlearned) == len(retrained):
+            second = first
+        halves = unlearned[first[: len(first) // 2]], retrained[second[: len(second) // 2]]
+        found.append(klom(*halves).mean())
+    value = float(klom(unlearned, retrained).mean())
+    below, above = np.quantile(np.array(found) - np.mean(found), [0.025, 0.975])
+    models = min(len(unlearned), len(retrained))
+    return Interval(value, float(max(0.0, value - above)), float(value - below), models)
+
+
+def gold_split(retrained: np.ndarray, *, draws: int = 200, seed: int = 0) -> Interval:
+    """Compare golds with golds: the mean of `klom` over items between random disjoint halves.
+
+    The null of KLoM: what it is where there is nothing to tell. It is that of half of the models, so
+    it compares with the KLoM of as many unlearned and retrained models, not of all.
+
+    Args:
+        retrained: margins ``[B, N]``, a row a model.
+        draws: splits.
+        seed: of the splits.
+
+    Returns:
+        the mean over splits, and the range of 95 % of them. Splits of the same models overlap, so
+        other golds would differ by more.
+
+    Raises:
+        ValueError: fewer than four models, or fewer than two draws.
+    """
+    _check_halves(retrained, retrained, draws)
+    random = np.random.default_rng(seeds.derive(seed, "halves of the golds"))
+    half, found = len(retrained) // 2, []
+    for _ in range(draws):
+        order = random.permutation(len(retrained))
+        found.append(klom(retrained[order[:half]], retrained[order[half : 2 * half]]).mean())
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(float(np.mean(found)), float(low), float(high), half)
+
+
+def _check_halves(unlearned: np.ndarray, retrained: np.ndarray, draws: int) -> None:
+    _check_ensembles(unlearned, retrained, least=4)
+    if draws < 2:
+        raise ValueError(f"draws={draws}: a range needs at least 2, and about 200 to be one")
 
 
 def _check_ensembles(unlearned: np.ndarray, retrained: np.ndarray, *, least: int) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
@@ -243,6 +244,34 @@ def _sides(said: Said, positive: str, negative: str) -> tuple[np.ndarray, np.nda
     return np.concatenate(parts), np.repeat([1, 0], [len(part) for part in parts])
 
 
+def hidden_accuracy(e: Evidence) -> float:
+    """Compute the accuracy on test images of the forgotten classes by `accuracy.nearest_mean`.
+
+    In percent. The means are those of the features of forgotten and kept training items, a mean for
+    each class, the forgotten ones too: what the features would say, were they asked.
+
+    Raises:
+        NotApplicable: features that do not vary, of a model that has collapsed.
+    """
+    names = ("forgotten", "kept")
+    features = torch.cat([e.said.features(name) for name in names])
+    labels = torch.cat([getattr(e.sets, name)[1] for name in names])
+    try:
+        said = accuracy.nearest_mean(features, labels, e.said.features("unseen"))
+    except ValueError:
+        raise NotApplicable("the model's features do not vary") from None
+    return 100 * (said == e.sets.unseen[1]).double().mean().item()
+
+
+def misalignment(e: Evidence) -> float:
+    """Compute `hidden_accuracy` less the read-out's own accuracy on the same images, in points.
+
+    Above 0 the features know what the read-out does not say: the feature-classifier misalignment of
+    Gao et al. 2026 (arXiv 2604.08271).
+    """
+    return hidden_accuracy(e) - forget_test_accuracy(e)
+
+
 def mia_auc(e: Evidence) -> float:
     """Compute the area under the curve of `membership.population_attack`."""
     return e.said.attack.auc
@@ -256,6 +285,11 @@ def mia_gap(e: Evidence) -> float:
 def relearn_time(e: Evidence) -> float:
     """Compute `relearning.relearn_time`, at most the mini-batches that there are."""
     return min(e.said.relearn_time, float(e.said.lessons.steps))
+
+
+def returned_accuracy(e: Evidence) -> float:
+    """Compute `relearning.returned_accuracy`, in percent."""
+    return e.said.returned_accuracy
 
 
 def ain(e: Evidence) -> float:
@@ -371,6 +405,20 @@ METRICS: Registry[Metric] = Registry(
         "probe", "probe", unit="%", direction="gold", digits=1,
         compute=probe, ranked=True, screened=True, **_BY_CLASS,
         why_not="the classes of a group stay, so that features should tell them apart",
+    ),
+    Metric(
+        "hidden_accuracy", "hidden accuracy", unit="%", direction="gold", digits=1,
+        compute=hidden_accuracy, screened=True, **_BY_CLASS,
+        why_not="the classes of a group stay, so that features should tell them apart",
+    ),
+    Metric(
+        "misalignment", "misalignment", unit="points", direction="gold", digits=1,
+        compute=misalignment, screened=True, **_BY_CLASS,
+        why_not="the classes of a group stay, and the read-out should say them",
+    ),
+    Metric(
+        "returned_accuracy", "returned accuracy", unit="%", direction="gold", digits=1,
+        compute=returned_accuracy, screened=True,
     ),
     Metric(
         "relearn_time", "relearn time", unit="batches", direction="gold", digits=0,

@@ -2,11 +2,13 @@
 
 What is gone must be learned from nothing; what is merely hidden comes back in a few steps (relearn
 time and the anamnesis index AIN, Chundawat et al. 2023b, "Zero-shot machine unlearning", section
-5.1). All of it happens on a copy, so that later measures see the model as it was.
+5.1), and what lies dormant comes back without the items themselves (`returned_accuracy`). All of
+it happens on a copy, so that later measures see the model as it was.
 """
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -71,24 +73,81 @@ def relearning_curve(
     """
     if min(len(forgotten[0]), len(retained[0])) == 0:
         raise ValueError("no forgotten or no retained items to learn from; give some of both")
-    learner = copy.deepcopy(network).to(networks.device()).eval().requires_grad_(True)
-    images, labels = (torch.cat(pair) for pair in zip(forgotten, retained, strict=True))
+    learner = _learner(network)
+    both = tuple(torch.cat(pair) for pair in zip(forgotten, retained, strict=True))
     curve = [watched_accuracy(learner, forgotten)]
 
+    def watch(_: int) -> None:
+        curve.append(watched_accuracy(learner, forgotten))
+
+    order = _halves(len(forgotten[0]), len(retained[0]), settings=settings, seed=seed)
+    rate = settings.learning_rate
+    _learn(learner, both, order, rate=rate, after=watch, enough=lambda: curve[-1] >= until)
+    return curve
+
+
+def returned_accuracy(
+    network: nn.Module, forgotten: Part, retained: Part, *, settings: Settings, seed: int
+) -> float:
+    """Train a copy on retained items alone, and ask what comes back of the forgotten ones.
+
+    The tamper test of Siddiqui et al. 2025 (arXiv 2505.22310): no forgotten item is seen again, so
+    that what a copy then knows of them was dormant, or follows from what stayed. A retrained model
+    says how much follows. Batches are as large as in `relearning_curve`, and all steps are taken;
+    BatchNorm keeps its statistics.
+
+    Args:
+        network: the model; stays as it is.
+        forgotten: images ``[M, C, H, W]`` and labels ``[M]``, which are asked and never trained on.
+        retained: the same of items that stayed.
+        settings: see `Settings`; batches have twice ``batch_size`` images.
+        seed: of the order of the items.
+
+    Returns:
+        the accuracy in percent on the forgotten items after the last step.
+
+    Raises:
+        ValueError: no items of a kind.
+        FloatingPointError: a loss that is not finite.
+    """
+    if min(len(forgotten[0]), len(retained[0])) == 0:
+        raise ValueError(
+            "no forgotten items to ask, or no retained ones to learn; give some of both"
+        )
+    learner = _learner(network)
+    order = batches(
+        len(retained[0]), batch_size=2 * settings.batch_size, steps=settings.steps,
+        generator=seeds.stream(seed, "order of retained items"),
+    )  # fmt: skip
+    _learn(learner, retained, order, rate=settings.learning_rate)
+    return percent_correct(networks.predict(learner, forgotten[0]), forgotten[1])
+
+
+def _learner(network: nn.Module) -> nn.Module:
+    """Copy a model, to be trained in evaluation mode: BatchNorm keeps its statistics."""
+    return copy.deepcopy(network).to(networks.device()).eval().requires_grad_(True)
+
+
+def _learn(
+    learner: nn.Module,
+    items: Part,
+    order: Iterable[Tensor],
+    *,
+    rate: float,
+    after: Callable[[int], None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train a network in place by Adam on batches of items, until it is enough."""
+    images, labels = items
+
     def loss_of(index: Tensor) -> Tensor | None:
-        if curve[-1] >= until:
+        if enough():
             return None
         logits = learner(images[index].to(networks.device()))
         return F.cross_entropy(logits, labels[index].to(networks.device()))
 
-    def watch() -> None:
-        curve.append(watched_accuracy(learner, forgotten))
-
-    optimizer = torch.optim.Adam(learner.parameters(), lr=settings.learning_rate)
-    optimizer.register_step_post_hook(lambda *_: watch())
-    order = _halves(len(forgotten[0]), len(retained[0]), settings=settings, seed=seed)
-    descend(optimizer, order, loss_of, label="relearning")
-    return curve
+    optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
+    descend(optimizer, order, loss_of, after=after, label="relearning")
 
 
 def _halves(forgotten: int, retained: int, *, settings: Settings, seed: int) -> list[Tensor]:
