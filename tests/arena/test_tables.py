@@ -50,7 +50,8 @@ def test_ensembles_are_compared_and_grow():
         (row["method"], row["metric"]): row["value"]
         for row in tables.distribution_rows("class_0", margins())
     }
-    assert found["far", "ulira_forget"] == 100
+    assert found["far", "ulira_forget"] == found["far", "shadow_forget"] == 100
+    assert found["retrain_again", "shadow_forget"] < 75
     assert found["far", "klom_retain"] > 8 > found["retrain_again", "klom_retain"]
     table = tables.growth(margins(), [2, 8, 64])
     assert sorted(set(table["models"])) == [2, 8]

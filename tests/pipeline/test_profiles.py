@@ -72,7 +72,11 @@ BAD = [
     ("study.workers", "2", "= '2': should be a valid integer; that is a text, leave its quotation"),
     ("study.model", "compactt", "'resnet18' or 'vit'; did you mean 'compact'?"),
     ("study.width", 10**9, "= 1000000000: should be less than or equal to 16"),
-    ("study.arena_plan.ensemble", 10**9, "= 1000000000: should be less than or equal to 10000"),
+    (
+        "study.arena_plan.ensembles.class_0",
+        10**9,
+        "= 1000000000: should be less than or equal to 10000",
+    ),
     ("study.arena_plan.requests", {"../x": {"classes": [0]}}, "'../x' cannot name a file: give"),
     ("study.zzz", 1, "study.zzz = 1: no such key; there are model, width, "),
     ("study.engine", "ray", "= 'ray': should be 'loky' or 'dask'"),

@@ -14,7 +14,7 @@ import pandas as pd
 from unlearnlib.arena.league import Results
 from unlearnlib.arena.methods import LUCK
 from unlearnlib.arena.scores import SETS
-from unlearnlib.arena.tables import Margins, ensembles, members
+from unlearnlib.arena.tables import Margins, cheap_attack, ensembles, members
 from unlearnlib.measures import detection, membership
 from unlearnlib.measures.detection import Compare
 from unlearnlib.measures.metrics import METRICS
@@ -24,6 +24,7 @@ OF_ENSEMBLES: dict[str, tuple[Compare, int]] = {
     "klom": (lambda a, gold: float(membership.klom(a, gold).mean()), 2),
     "klom95": (lambda a, gold: float(np.quantile(membership.klom(a, gold), 0.95)), 2),
     "ulira": (lambda a, gold: _beyond_guessing(a, gold), 4),
+    "shadow": (lambda a, gold: abs(cheap_attack(a, gold) - 50), 4),
 }
 
 

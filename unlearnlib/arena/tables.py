@@ -1,5 +1,6 @@
 """Turn what the arena's runs left into its tidy table, and into tables of its ensembles."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from unlearnlib.pipeline import records
 from unlearnlib.pipeline.records import Record
 
 NOT_APPLICABLE = "not applicable"
+SHADOWS = 4  # shadow models of a kind that the cheap attacker has
 Margins = list[dict[str, dict[str, Tensor]]]  # of each original model, by method and set
 
 
@@ -160,7 +162,7 @@ def compare(unlearned: np.ndarray, retrained: np.ndarray) -> dict[str, float]:
     Returns:
         ``klom``, the mean over items, and ``klom95``, the 95th percentile, in nats; and, with four
         models or more of a kind, ``ulira`` in percent with its 95 % limits over models,
-        ``ulira_low`` and ``ulira_high``.
+        ``ulira_low`` and ``ulira_high``, and ``shadow``, of the attack with few shadow models.
     """
     values = membership.klom(unlearned, retrained)
     found = {"klom": float(values.mean()), "klom95": float(np.quantile(values, 0.95))}
@@ -170,7 +172,17 @@ def compare(unlearned: np.ndarray, retrained: np.ndarray) -> dict[str, float]:
             membership.ulira(unlearned, retrained, folds=folds).tolist()
         )
         found |= dict(zip(("ulira", "ulira_low", "ulira_high"), told, strict=True))
+        found["shadow"] = cheap_attack(unlearned, retrained)
     return found
+
+
+def cheap_attack(unlearned: np.ndarray, retrained: np.ndarray) -> float:
+    """Compute the mean accuracy in percent of an attacker with at most `SHADOWS` models of a kind."""
+    least = min(len(unlearned), len(retrained))
+    folds = min(4, least // 2)
+    shadows = min(SHADOWS, least - math.ceil(least / folds))
+    attack = membership.shadow_attack(unlearned, retrained, shadows=shadows, folds=folds)
+    return float(attack.mean())
 
 
 def distribution_rows(request: str, margins: Margins) -> Iterator[dict[str, Any]]:
@@ -179,7 +191,7 @@ def distribution_rows(request: str, margins: Margins) -> Iterator[dict[str, Any]
         head = {"request": request, "method": method, "seed": "all"}
         for name, short in SETS.items():
             found = compare(*ensembles(margins, method, name))
-            for metric in ("klom", "klom95", "ulira"):
+            for metric in ("klom", "klom95", "ulira", "shadow"):
                 if metric in found:
                     row = {"metric": f"{metric}_{short}", "value": found[metric], "reason": ""}
                     yield head | row

@@ -434,7 +434,7 @@ METRICS: Registry[Metric] = Registry(
         for part, of in (("forget", "forgotten"), ("retain", "retained"))
         for name, title, unit, digits in (
             ("klom", "KLoM", "nats", 2), ("klom95", "KLoM, 95th percentile", "nats", 2),
-            ("ulira", "U-LiRA", "%", 1),
+            ("ulira", "U-LiRA", "%", 1), ("shadow", "shadow attack", "%", 1),
         )
     ),
 )  # fmt: skip

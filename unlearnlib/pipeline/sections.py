@@ -434,6 +434,7 @@ class Ensembles(Strict):
     """Numbers of models, and the methods that are shown."""
 
     counts: Distinct[Annotated[int, Ge(2)]]
+    draws: Annotated[int, Ge(2)]
     titles: Distinct[str]
 
 
