@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from unlearnlib.arena import scores, unlearning
+from unlearnlib.arena import scores, sequence, unlearning
 from unlearnlib.arena.baselines import BASELINES
 from unlearnlib.arena.methods import Effort
 from unlearnlib.arena.plan import Plan
@@ -410,6 +410,12 @@ class Sequence(Strict):
     methods: Distinct[str]
 
 
+class Shown(Strict):
+    """The metrics in the figure of sequences."""
+
+    shown: Distinct[Literal[sequence.MEASURED]]
+
+
 class Arena(Strict):
     """The methods of the arena, and what is measured of them."""
 
@@ -550,7 +556,7 @@ KINDS: dict[str, type] = {
     "arena": Arena,
     "ensembles": Ensembles,
     "detection": Detection,
-    "sequence": Empty,
+    "sequence": Shown,
     "inside": Inside,
     "league": League,
     "own_model": OwnModel,
