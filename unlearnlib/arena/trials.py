@@ -8,12 +8,14 @@ often, and writes ``params/arena_trials.csv``, where methods that are not asked 
 that was run before is taken from ``build/arena_trials``. The settings in ``params/base.yaml`` are
 chosen from that table by hand; no stage reads data to choose them.
 
-The criterion, written down before anything was run: the *gap* of a trial is ``|a_r - g_r| + |a_f -
-g_f|`` in points, where a are the accuracies of the unlearned model and g those of gold, r on
+The criterion, written down before the trials were run: the *gap* of a trial is ``|a_r - g_r| +
+|a_f - g_f|`` in points, where a are the accuracies of the unlearned model and g those of gold, r on
 validation images of what stays and f on the training items that were to go. The setting of a method
-is the one with the least mean gap over `REQUESTS` and `SEEDS`; of equal ones, the one that is listed
-first. No test image is looked at. Gold is, which nobody has who unlearns in earnest: the baselines
-are shown at their best.
+is the one with the least mean gap over `REQUESTS` and `SEEDS`; of equal ones, the one that is
+listed first. Before the trials, most settings were looked at once, on one original of 8,000 items
+and seed 1000, by the same accuracies; the ranges of gradient ascent, DELETE and SCRUB were moved
+then, which had missed or wrecked the random group. No test image is looked at. Gold is, which nobody
+has who unlearns in earnest: the baselines are shown at their best.
 """
 
 import itertools
@@ -39,7 +41,7 @@ from unlearnlib.pipeline.paths import place, root, write_atomic
 from unlearnlib.pipeline.sweep import sweep
 
 PROFILE = "standard"
-SEEDS = (1000, 1001)  # of originals and golds that no page reports, of no profile
+SEEDS = (1000, 1001)  # of originals and golds that no page of any profile reports
 REQUESTS = ("class_0", "random")  # of `study.arena_plan`
 EACH = 6  # settings of a method
 
@@ -59,15 +61,15 @@ _SMALL = {"batch_size": 100, "forget_batch_size": 100}
 TRIED: dict[str, list[Given]] = {  # what is not set is as published
     "fine_tune": _grid({"batch_size": 100}, epochs=(1, 3), learning_rate=_RATES),
     "gradient_ascent": _grid(
-        {"batch_size": 100}, steps=(100, 400), learning_rate=(0.003, 0.01, 0.03)
+        {"batch_size": 100}, steps=(20, 100), learning_rate=(0.001, 0.003, 0.01)
     ),
     "random_labels": _grid({"batch_size": 100}, epochs=(1, 3), learning_rate=_RATES),
-    "delete": _grid({}, epochs=(5, 20), learning_rate=(0.001, 0.003, 0.01)),
+    "delete": _grid({}, epochs=(5, 20), learning_rate=(0.0002, 0.001, 0.005)),
     "scrub": [
         {},
         *_grid(_SMALL | {"epochs": 3, "max_epochs": 2}, learning_rate=(0.002, 0.01)),
-        *_grid(_SMALL | {"epochs": 6, "max_epochs": 4}, learning_rate=(0.002, 0.01)),
-        # the authors' weights for a few items of a class
+        *_grid(_SMALL | {"epochs": 6, "max_epochs": 4}, learning_rate=(0.001, 0.004)),
+        # the authors' weights for some items of a class
         _SMALL | {"learning_rate": 0.01, "alpha": 0.5, "gamma": 1.0, "temperature": 2.0},
     ],
     "salun": _grid({"epochs": 1, "batch_size": 100}, share=(0.2, 0.5), learning_rate=_RATES),

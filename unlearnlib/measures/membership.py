@@ -354,7 +354,7 @@ def klom_interval(
 
     Args:
         unlearned: margins ``[A, N]``, a row a model.
-        retrained: ``[B, N]``; where A = B, the models of the same seeds in the same order.
+        retrained: ``[B, N]``; where A = B, of the same seeds in the same order, or independent.
         draws: halves.
         seed: of the draws.
 
