@@ -5,9 +5,10 @@
 This is no stage. It trains originals of further seeds by the recipe of the `standard` profile,
 unlearns by each setting of `TRIALS` (those of some rows of the main table, or all), measures on
 validation images, and writes ``params/trials.csv``, where rows that are not asked for stay; a trial
-that was run before is taken from ``build/trials``. Masked distillation's were run before the
-table was kept, and are not in it yet. The settings in ``params/base.yaml`` are
-chosen from that table by hand; no stage reads data to choose them.
+that was run before is taken from ``build/trials``. Those of masked distillation were run
+before the table was kept, and those of GKT with prior and of DeepInversion are under way: neither is
+in it. The settings in ``params/base.yaml`` are chosen from that table by hand; no stage reads data to
+choose them.
 """
 
 import json

@@ -50,11 +50,11 @@ ROWS: Registry[Row] = Registry(
     Row("gkt", "GKT", "gkt"),
     Row("gkt_entropy", "GKT, entropy criterion", "gkt"),
     Row("gkt_no_attention", "GKT, no attention", "gkt"),
-    Row("gkt_prior", "GKT with prior", "gkt_prior"),
+    Row("gkt_prior", "GKT with prior", "gkt_prior", tuned=4),
     Row("gkt_prior_entropy", "GKT with prior, entropy criterion", "gkt_prior"),
     Row("gkt_prior_no_attention", "GKT with prior, no attention", "gkt_prior"),
-    Row("deep_inversion_100", "DeepInversion, 100 images a class", "deep_inversion"),
-    Row("deep_inversion_6000", "DeepInversion, 6000 images a class", "deep_inversion"),
+    Row("deep_inversion_100", "DeepInversion, 100 images a class", "deep_inversion", tuned=3),
+    Row("deep_inversion_6000", "DeepInversion, 6000 images a class", "deep_inversion", tuned=1),
 )
 
 
