@@ -220,6 +220,10 @@ BAD = [
         {"mean": [0.5], "stds": [0.2]},
         "normalise.stds = [0.2]: no such key; did you mean 'std'?",
     ),
+    ("draw.seed", 7, "= 7: is not among train.seeds: 0, 1"),
+    ("draw.models", ["original"], "models lacks ['retrain'], with which the others are compared"),
+    ("draw.models", ["original", "retrain", "gtk"], "holds 'gtk', which is not among the rows of"),
+    ("draw.relearning.stps", 3, "= 3: no such key; did you mean 'steps'?"),
     ("stdy", {"seeds": [0]}, "stdy: no section has this name; did you mean 'study'?"),
     ("study.sedes", [0], "= [0]: no such key; did you mean 'seeds'?"),
 ]

@@ -1,20 +1,14 @@
-"""The report in a real browser: Debian's Chromium, no network, every page of both profiles.
+"""The report in a real browser: Debian's Chromium, no network, every page of both profiles."""
 
-Without Chromium these tests are skipped; with `UNLEARNLIB_BROWSER=required`, as in CI, they fail.
-"""
-
-import os
-import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from browsing import DESKTOP, PAPER, PHONE, SMALL_PHONE, barriers, overflow
 from bs4 import BeautifulSoup
 from conftest import ROOT
-from playwright.sync_api import Browser, Error, Locator, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page
 
 STEMS = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))]
 # the committed report has no page yet of a notebook whose long run is still to come
@@ -24,69 +18,10 @@ EVERY_PAGE = pytest.mark.parametrize(
     [("standard", stem) for stem in STEMS if stem in COMMITTED | {"index"}]
     + [("quick", stem) for stem in STEMS],
 )
-CHROMIUM = ["chromium", "chromium-browser", "google-chrome"]
-QUIET = [  # Chromium's own errands would look like the report's
-    *["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync"],
-    *["--disable-background-networking", "--disable-component-update"],
-]
-DESKTOP, PHONE, SMALL_PHONE, PAPER = 1280, 390, 360, 718  # CSS pixels; A4 within its margins
-GRAVE = ("serious", "critical")
-# The rows of a table are styled alike, and so are the words of code: some speak for all
-CONTEXT = {"exclude": ["tbody tr:nth-child(n+4)", ".highlight span:nth-child(n+12)"]}
 UNSEEN = """images => images.filter(image => !image.closest("details:not([open])"))
     .filter(image => !image.checkVisibility() || !image.clientWidth || !image.naturalWidth)
     .map(image => image.alt || image.src)"""
 PLACES = """links => links.map(link => [link.getAttribute("href"), link.href])"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if not found:
-        required = os.environ.get("UNLEARNLIB_BROWSER") == "required"
-        refuse = pytest.fail if required else pytest.skip
-        refuse("no Chromium to read the report with: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def reader(browser: Browser) -> Page:
-    """Open a tab, used for all pages one after the other."""
-    return browser.new_context(offline=True).new_page()
-
-
-@pytest.fixture(scope="module")
-def plain_reader(browser: Browser) -> Page:
-    """Open a tab without JavaScript."""
-    return browser.new_context(offline=True, java_script_enabled=False).new_page()
-
-
-@pytest.fixture
-def heard(reader: Page) -> Iterator[list[str]]:
-    """Collect what a page complains of and what it asks the network for, which is refused."""
-    found: list[str] = []
-
-    def guard(route: Route, request: Request) -> None:
-        if request.url.startswith(("file:", "data:")):
-            return route.fallback()
-        found.append(f"asked for {request.url}")
-        return route.abort()
-
-    listeners = {
-        "console": lambda said: found.append(said.text) if said.type == "error" else None,
-        "pageerror": lambda error: found.append(f"uncaught: {error}"),
-        "requestfailed": lambda request: found.append(f"not loaded: {request.url[:80]}"),
-    }
-    for event, listener in listeners.items():
-        reader.on(event, listener)
-    reader.route("**/*", guard)
-    yield found
-    reader.unroute("**/*", guard)
-    for event, listener in listeners.items():
-        reader.remove_listener(event, listener)
 
 
 @pytest.fixture
@@ -121,26 +56,6 @@ def bad_images(page: Page) -> list[str]:
     empty = "images => images.filter(image => !image.alt.trim() || !image.naturalWidth).length"
     number = page.locator("img").evaluate_all(empty)
     return [f"images without a description or that did not load: {number}"] * bool(number)
-
-
-def overflow(page: Page, width: int, *, media: str = "screen") -> list[str]:
-    """Say how far the document is wider than the window, which is `width` CSS pixels wide."""
-    page.emulate_media(media=media)
-    page.set_viewport_size({"width": width, "height": 900})
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    seen = page.evaluate("document.documentElement.clientWidth")
-    return [f"{wide} pixels wide on {seen} ({media})"] * (wide > seen)
-
-
-def barriers(page: Page, *rules: str) -> list[str]:
-    """List the serious and critical violations that axe-core finds, by all rules or by these."""
-    options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
-    found = Axe().run(page, CONTEXT, options).response["violations"]
-    return [
-        f"{found['id']} ({len(found['nodes'])}): {found['nodes'][0]['html'][:120]}"
-        for found in found
-        if found["impact"] in GRAVE
-    ]
 
 
 def dead_sliders(page: Page) -> list[str]:

@@ -28,6 +28,7 @@ from unlearnlib.pipeline.sections import (
     Data,
     DeepInversion,
     Detection,
+    Draw,
     Empty,
     Ensembles,
     GKTPrior,
@@ -39,6 +40,7 @@ from unlearnlib.pipeline.sections import (
     Study,
 )
 from unlearnlib.zero_shot.methods import METHODS
+from unlearnlib.zero_shot.variants import ROWS, TO_ITS_END
 
 Problems = Iterator[Problem]
 
@@ -383,6 +385,15 @@ def _own_methods_have_settings(own_model: OwnModel) -> Problems:
             yield problem.within("own_model", "methods", name, "settings")
 
 
+def _models_that_answer_are_rows(train: Any, draw: Draw) -> Problems:
+    if draw.seed not in train.seeds:
+        why = f"is not among train.seeds: {', '.join(map(str, train.seeds))}"
+        yield Problem(("draw", "seed"), why, draw.seed)
+    transfers = [row.name for row in ROWS.values() if row.stage in ("gkt", "gkt_prior")]
+    known = [*ROWS, *(f"{name}{TO_ITS_END}" for name in transfers)]
+    yield from _among(("draw", "models"), draw.models, known, "the rows of the main table")
+
+
 RULES: tuple[Callable[..., Problems], ...] = (
     _split_fits,
     _widths_leave_filters,
@@ -407,6 +418,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _methods_that_are_shown,
     _league_shows_a_request,
     _own_methods_have_settings,
+    _models_that_answer_are_rows,
 )
 
 

@@ -40,6 +40,7 @@ from unlearnlib.groups import (
 from unlearnlib.influence.criteria import CRITERIA
 from unlearnlib.influence.estimators import ESTIMATORS
 from unlearnlib.influence.scale import Rule
+from unlearnlib.measures import relearning
 from unlearnlib.measures.metrics import METRICS
 from unlearnlib.models import architectures
 from unlearnlib.models.training import Recipe
@@ -524,6 +525,21 @@ class OwnModel(Strict):
         return self
 
 
+class Draw(Strict):
+    """The models that answer a drawing, and how they learn again; see `unlearnlib.report.draw`."""
+
+    seed: Number
+    images: Count
+    models: Distinct[str]
+    relearning: relearning.Settings
+
+    @model_validator(mode="after")
+    def _has_the_references(self) -> "Draw":
+        if absent := {"original", "retrain"} - set(self.models):
+            raise ValueError(f"models lacks {sorted(absent)}, with which the others are compared")
+        return self
+
+
 # a section that is `{}` in base.yaml, of a notebook that shares keys alone, need not be listed
 KINDS: dict[str, type] = {
     "study": Study,
@@ -560,4 +576,5 @@ KINDS: dict[str, type] = {
     "inside": Inside,
     "league": League,
     "own_model": OwnModel,
+    "draw": Draw,
 }

@@ -1,8 +1,8 @@
 """Turn executed notebooks into a report: `python -m unlearnlib.report --profile quick`.
 
-A page opens from disk with the network off: images and the scripts of interactive charts are
-embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture. The same notebooks
-always give the same bytes.
+A page opens from disk with the network off: images and the scripts of interactive charts and of the
+drawing board are embedded, and LaTeX becomes MathML. With JavaScript disabled a chart is a picture,
+and the board a table. The same notebooks always give the same bytes.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PARTS = {  # by the number of the first page
     10: "Forget a class, without data",
     20: "Forget a group, by influence",
     40: "One arena for every method",
-    50: "Your own model",
+    50: "Hands on",
 }
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
@@ -88,6 +88,7 @@ class Page:
     thumbnail: str
     alt: str
     interactive: bool
+    draws: bool
 
     @property
     def number(self) -> str:
@@ -373,7 +374,7 @@ def read_page(path: Path, *, stems: set[str], pages: Path) -> Page:
 def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
     first = soup.find(HEADINGS)
     paragraph = first.find_next(lambda tag: tag.name == "p" and tag.find_parent(class_="markdown"))
-    picture = soup.find("img", src=re.compile("^data:image/png"))
+    picture = soup.select_one("img[src^='data:image/png']:not(table img)")
     return Page(
         stem=stem,
         title=_plain(first),
@@ -384,6 +385,7 @@ def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
         thumbnail=_thumbnail(picture["src"]) if picture else "",
         alt=picture["alt"] if picture else "",
         interactive=bool(soup.select(".interactive")),
+        draws=bool(soup.select(".draw")),
     )
 
 
@@ -485,7 +487,8 @@ def check_alt(page: str) -> list[str]:
 def check_page(page: str) -> list[str]:
     """List what keeps a page (HTML) from standing alone, such as outside files.
 
-    Scripts are for pages with interactive charts, and there each chart has its picture.
+    Scripts are for pages with interactive charts or a drawing board, and there each chart has its
+    picture, and each board its table.
     """
     soup = BeautifulSoup(page, "html.parser")
     anchors = {tag["id"] for tag in soup.find_all(id=True)}
@@ -496,6 +499,7 @@ def check_page(page: str) -> list[str]:
         *check_alt(page),
         *(f"script on a page without charts: {str(tag)[:60]}" for tag in _needless_scripts(soup)),
         *("chart without a picture" for chart in soup.select(".chart") if not chart.img),
+        *("drawing board without a table" for board in soup.select(".draw") if not board.table),
         *(f"not embedded: {source}" for source in sources),
         *(f"no heading for the link #{anchor}" for anchor in used if anchor not in anchors),
         *([f"{size} bytes, above {LARGEST_PAGE}: lower a figure's dpi"] * (size > LARGEST_PAGE)),
@@ -503,7 +507,7 @@ def check_page(page: str) -> list[str]:
 
 
 def _needless_scripts(soup: BeautifulSoup) -> list[Tag]:
-    return [] if soup.select(".interactive") else soup.find_all("script")
+    return [] if soup.select(".interactive, .draw") else soup.find_all("script")
 
 
 def _loads(soup: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
@@ -552,11 +556,18 @@ def _render_pages(pages: list[Page], where: Place) -> Iterator[tuple[Page, str]]
     around = [None, *pages, None]
     for number, page in enumerate(pages, start=1):
         neighbours = {"previous": around[number - 1], "next": around[number + 1]}
-        script = interactive.script() if page.interactive else ""
         html = template.render(
-            page=page, number=number, total=len(pages), script=script, **neighbours, **shared
-        )
+            page=page, number=number, total=len(pages), scripts=_scripts(page), **neighbours,
+            **shared,
+        )  # fmt: skip
         yield page, html
+
+
+def _scripts(page: Page) -> list[str]:
+    """List the scripts that a page runs: none, that of its charts, those of its drawing board."""
+    own = ["live.js", "draw.js"] if page.draws else []
+    charts = [interactive.script()] if page.interactive else []
+    return charts + [(TEMPLATES / name).read_text(encoding="utf-8") for name in own]
 
 
 def _render_index(pages: list[Page], where: Place, files: dict[str, list[str]]) -> str:

@@ -56,6 +56,7 @@ ROWS: Registry[Row] = Registry(
     Row("deep_inversion_100", "DeepInversion, 100 images a class", "deep_inversion", tuned=3),
     Row("deep_inversion_6000", "DeepInversion, 6000 images a class", "deep_inversion", tuned=1),
 )
+TO_ITS_END = "_to_its_end"  # behind the name of a transfer: its last snapshot, which no rule chose
 
 
 def title(name: str) -> str:
