@@ -17,8 +17,15 @@ def outs(pipeline: dict, profile: str) -> set[PurePosixPath]:
 
 
 def orphans(root: Path, profile: str) -> list[str]:
-    """List the files of a profile's results that lie in no output of a stage."""
+    """List the files of a profile's results that lie in no output of a stage, nor in a locked one.
+
+    What a stage wrote when it last ran is its output until it runs again, by another name or not.
+    """
     written = outs(yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8")), profile)
+    if (root / "dvc.lock").is_file():
+        locked = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        own = [stage for name, stage in locked.items() if name.endswith(f"@{profile}")]
+        written |= {PurePosixPath(out["path"]) for stage in own for out in stage["outs"]}
     files = [
         PurePosixPath(path.relative_to(root).as_posix())
         for folder in ("reports", "runs")
@@ -57,3 +64,10 @@ def study(tmp_path: Path) -> Path:
 
 def test_what_no_stage_writes_is_found(study: Path) -> None:
     assert orphans(study, PROFILE) == ["reports/standard/tables/one.json", "runs/standard/two/a.pt"]
+
+
+def test_what_the_lock_says_of_a_former_run_is_no_orphan(study: Path) -> None:
+    out = {"outs": [{"path": "reports/standard/tables/one.json"}]}
+    for name, left in {"one@standard": 1, "one@quick": 2}.items():
+        (study / "dvc.lock").write_text(yaml.safe_dump({"stages": {name: out}}))
+        assert len(orphans(study, PROFILE)) == left

@@ -94,6 +94,7 @@ BAD = [
         1,
         "seeds [0, 1] are not all among the ensemble's 0 to 0 of class_0",
     ),
+    ("study.arena_plan.seeds", [0], "at least 2 items"),
     ("study.arena_plan.other_seeds", [0, 7], "other_seeds [0, 7] are not all among [0, 1]"),
     (
         "study.arena_plan.requests.hard",

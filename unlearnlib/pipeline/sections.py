@@ -138,7 +138,7 @@ class ArenaPlan(Strict):
     """See `unlearnlib.arena.plan.Plan`."""
 
     items: Count | None
-    seeds: Seeds
+    seeds: Annotated[Seeds, MinLen(2)]  # every test of the arena is over them
     other_seeds: Seeds
     ensembles: dict[str, Annotated[int, Ge(1), Le(10_000)]]
     requests: Annotated[dict[FileName, Request], MinLen(1)]
