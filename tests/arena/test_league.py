@@ -110,6 +110,14 @@ def test_places_are_ranks_on_each_original_model(tmp_path: Path):
     lacking = lacking[(lacking["method"] != "free") | (lacking["metric"] != "js_forget")]
     short = league.places(league.Results(lacking, set()), CLASS, counted=COUNTED)
     assert list(short) == ["retrain_again", "good"]
+    # one that was run on fewer originals has no place, and takes no original from the others
+    few = results(tmp_path).numbers
+    few = few[(few["method"] != "free") | few["seed"].isin(["0", "1"])]
+    held = league.places(league.Results(few, set()), CLASS, counted=COUNTED)
+    assert held.index.to_list() == ["0", "1", "2", "3"]
+    assert list(held) == ["retrain_again", "good"]
+    means, _ = league.table(league.Results(few, set()), CLASS, counted=COUNTED)
+    assert list(means.index) == ["retrain_again", "good", "free"]
     with pytest.raises(ValueError, match="no metric ranks the methods of class_0"):
         league.places(results(tmp_path), CLASS, counted=[])
 

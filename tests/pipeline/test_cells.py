@@ -173,7 +173,7 @@ def test_a_notebook_without_such_a_cell_is_refused(tmp_path: Path) -> None:
 def test_every_cell_is_what_the_command_writes(path: Path) -> None:
     source = parameters_cell(path)
     assert source == cells.cell(path.stem, cells.declared(source)), "run make cells"
-    assert len(source.splitlines()) <= 40  # written, not typed: other cells have at most 30
+    assert len(source.splitlines()) <= 30
     assert max(map(len, source.splitlines())) <= cells.WIDTH
 
 

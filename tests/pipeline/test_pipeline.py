@@ -156,9 +156,7 @@ def test_a_notebook_opened_by_hand_is_the_quick_run(path: Path) -> None:
 def test_a_notebook_argues_and_leaves_mechanism_to_the_library(path: Path) -> None:
     every = nbformat.read(path, as_version=4).cells
     code = [cell for cell in every if cell.cell_type == "code"]
-    # but for parameters, which are written by a command
-    typed = [cell for cell in code if "parameters" not in cell.metadata.get("tags", [])]
-    assert max(len(cell.source.splitlines()) for cell in typed) <= 30
+    assert max(len(cell.source.splitlines()) for cell in code) <= 30
     assert sum("answer" in cell.metadata.get("tags", []) for cell in code) == 1
     assert (len(every) - len(code)) * 2 >= len(code)
     assert every[0].source.startswith("# ")

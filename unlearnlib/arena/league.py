@@ -45,6 +45,10 @@ class Results:
         applies = self.numbers[(self.numbers["metric"] == "probe") & self.numbers["value"].notna()]
         return [request for request in self.requests if request in set(applies["request"])]
 
+    def serving(self, request: str) -> list[str]:
+        """List those of `methods` that serve a request."""
+        return [method for method in self.methods if (request, method) not in self.absent]
+
     def seeds(self, request: str) -> set[str]:
         """The original models on which every method was measured, and not ensembles alone."""
         own = (self.numbers["request"] == request) & (self.numbers["metric"] == "cost")
@@ -163,12 +167,14 @@ def table(
         counted: names of the metrics that rank.
 
     Returns:
-        means, a row a method, from the least to the largest mean rank in `places`, and a column a
-        metric of `columns`, then the cost; and the same as text, with half the 95 % interval.
+        means, a row a method, from the least to the largest mean rank in `places`, those without a
+        place last, and a column a metric of `columns`, then the cost; and the same as text, with
+        half the 95 % interval.
     """
     means: dict[str, dict[str, float]] = {}
     cells: dict[str, dict[str, str]] = {}
-    for method in places(results, request, counted=counted).mean().sort_values().index:
+    ranked = places(results, request, counted=counted).mean().sort_values().index
+    for method in [*ranked, *(m for m in results.serving(request) if m not in ranked)]:
         means[method], cells[method] = {}, {}
         for metric in [*columns(results, request), METRICS["cost"]]:
             values = results.distance(request, method, metric)
@@ -189,22 +195,21 @@ def places(results: Results, request: str, *, counted: list[str]) -> pd.DataFram
         counted: names of the metrics that rank, each with the same weight.
 
     Returns:
-        a row a seed, a column a method that has all of the metrics: mean rank, 1 the nearest to gold.
+        a row a seed, a column a method that has all of the metrics on all seeds: mean rank, 1 the
+        nearest to gold.
 
     Raises:
         ValueError: no metric that ranks.
     """
     if not counted:
         raise ValueError(f"no metric ranks the methods of {request}; give at least one")
-    served = [m for m in results.methods if (request, m) not in results.absent]
-    ranks = []
+    seeds = sorted(results.seeds(request))
+    served, frames = results.serving(request), []
     for name in counted:
         distances = {m: results.distance(request, m, METRICS[name]) for m in served}
-        frame = pd.DataFrame({m: d for m, d in distances.items() if len(d)})
-        ranks.append(frame[frame.index.isin(results.seeds(request))].rank(axis=1))
-    whole = set.intersection(*(set(frame) for frame in ranks))
-    mean = sum(frame[[m for m in served if m in whole]] for frame in ranks) / len(ranks)
-    return mean.dropna()
+        frames.append(pd.DataFrame({m: d.reindex(seeds) for m, d in distances.items()}))
+    whole = [m for m in served if not any(frame[m].isna().any() for frame in frames)]
+    return sum(frame[whole].rank(axis=1) for frame in frames) / len(frames)
 
 
 def front(cost: pd.Series, quality: pd.Series) -> list[str]:
