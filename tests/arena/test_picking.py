@@ -69,7 +69,15 @@ def test_a_plan_reads_what_was_picked(tmp_path: Path, monkeypatch: pytest.Monkey
     before = plan(requests=asked, ensembles={"hard": 3})
     tasks = before.trainings(model="allcnn", width=0.05, recipe=RECIPE)
     assert all(task["request"] is None for task in tasks.values())  # golds wait
-    assert before.picks(l2=0.1, damping=0.1, curvature_items=3).keys() == {"hard"}
+    picks = before.picks(l2=0.1, damping=0.1, curvature_items=3)
+    assert picks.keys() == {"hard"}
+    # what picks is trained, and is no model that is measured
+    pickers = {path.stem for path in picks["hard"]["originals"]}
+    assert pickers < set(tasks)
+    read = {file.stem for pair in before.pairs() for file in before.references(*pair).values()}
+    assert not pickers & read
+    kinds = [{tasks[n]["seed"] for n in tasks if n.startswith(k)} for k in ("picker", "original")]
+    assert not kinds[0] & kinds[1]
     path = Place("quick").run("arena_picked", "hard")
     path.parent.mkdir(parents=True)
     result = {"order": torch.tensor([7, 3, 5])}

@@ -17,6 +17,7 @@ from unlearnlib.pipeline.paths import Place
 
 Tasks = dict[str, dict[str, Any]]  # by name of a task, the arguments of its run
 Entrants = Mapping[str, Entrant]
+PICKERS = 5  # originals that pick items, and are measured nowhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,20 +122,32 @@ class Plan:
                     continue  # their golds wait for what the originals pick
                 one = {"recipe": recipe, "request": request} | _seeds(reference, seed)
                 tasks[file.stem] = shared | one
+        for number in range(PICKERS if self.modes else 0):
+            one = {"recipe": recipe, "request": None, "start": None}
+            one["seed"] = seeds.derive(number, "picker")
+            tasks[self.model("picker", number).stem] = shared | one
         return tasks
 
+    @property
+    def modes(self) -> list[str]:
+        """How the items of requests are picked, where models pick them."""
+        return sorted({one.mode for one in self.requests.values() if isinstance(one, Picked)})
+
     def picks(self, *, l2: float, damping: float, curvature_items: int) -> Tasks:
-        """Make the tasks of `picking.run`, for the requests whose items models pick."""
+        """Make the tasks of `picking.run`, for the requests whose items models pick.
+
+        Originals of further seeds pick them. Those that are measured would be the ones on which their
+        own picks are hard, in part by luck.
+        """
         shared = {
             "data": self.here.data,
             "items": self.items,
-            "originals": [self.model("original", seed) for seed in self.seeds],
+            "originals": [self.model("picker", number) for number in range(PICKERS)],
             "l2": l2,
             "damping": damping,
             "curvature_items": curvature_items,
         }
-        modes = {one.mode for one in self.requests.values() if isinstance(one, Picked)}
-        return {mode: {"mode": mode} | shared for mode in sorted(modes)}
+        return {mode: {"mode": mode} | shared for mode in self.modes}
 
     # ----------------------------------------------------------------------------- unlearning
 
