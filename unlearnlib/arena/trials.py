@@ -37,8 +37,9 @@ from unlearnlib.data.requests import Classes, Request
 from unlearnlib.measures import accuracy
 from unlearnlib.models import checkpoints, training
 from unlearnlib.pipeline import parameters, schema
-from unlearnlib.pipeline.paths import place, root, write_atomic
+from unlearnlib.pipeline.paths import place, root
 from unlearnlib.pipeline.sweep import sweep
+from unlearnlib.zero_shot.trials import renew
 
 PROFILE = "standard"
 SEEDS = (1000, 1001)  # of originals and golds that no page of any profile reports
@@ -236,15 +237,9 @@ def main(methods: Sequence[str]) -> None:
     if unknown := set(methods) - TRIED.keys():
         raise ValueError(f"no trials of {sorted(unknown)}; there are those of {list(TRIED)}")
     asked = {name: some for name, some in TRIED.items() if not methods or name in methods}
-    file = root() / "params" / "arena_trials.csv"
     found = table(asked, data=place(PROFILE).data, sections=parameters.load(PROFILE))
-    if file.is_file():
-        kept = pd.read_csv(file, comment="#")
-        found = pd.concat([kept[~kept["method"].isin(found["method"])], found])
-    order = found["method"].map(list(TRIED).index)
-    found = found.iloc[order.argsort(kind="stable")]
-    write_atomic(file, (HEADER + found.to_csv(index=False)).encode())
-    print(chosen(found).to_string())
+    file = root() / "params" / "arena_trials.csv"
+    print(chosen(renew(file, found, by="method", order=list(TRIED), header=HEADER)).to_string())
 
 
 if __name__ == "__main__":

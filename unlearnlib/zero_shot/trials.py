@@ -265,14 +265,31 @@ def main(rows: Sequence[str]) -> None:
     if unknown := set(rows) - FIRST.keys():
         raise ValueError(f"no trials of {sorted(unknown)}; there are those of {list(FIRST)}")
     asked = [trial for trial in TRIALS if not rows or trial.row in rows]
-    file = root() / "params" / "trials.csv"
     found = table(asked, data=place(PROFILE).data, sections=parameters.load(PROFILE))
+    renew(root() / "params" / "trials.csv", found, by="row", order=list(FIRST), header=HEADER)
+
+
+def renew(
+    file: Path, found: pd.DataFrame, *, by: str, order: Sequence[str], header: str
+) -> pd.DataFrame:
+    """Put new trials into a table, in place of those that have the same name in a column.
+
+    Args:
+        file: the table; need not be there.
+        found: new rows.
+        by: the column of names.
+        order: all names, as the rows are to follow one another.
+        header: comment before the table.
+
+    Returns:
+        the table as it is now.
+    """
     if file.is_file():
         kept = pd.read_csv(file, comment="#")
-        found = pd.concat([kept[~kept["row"].isin(found["row"])], found])
-    order = found["row"].map(list(FIRST).index)
-    content = HEADER + found.iloc[order.argsort(kind="stable")].to_csv(index=False)
-    write_atomic(file, content.encode())
+        found = pd.concat([kept[~kept[by].isin(found[by])], found])
+    found = found.iloc[found[by].map(list(order).index).argsort(kind="stable")]
+    write_atomic(file, (header + found.to_csv(index=False)).encode())
+    return found
 
 
 if __name__ == "__main__":
