@@ -126,13 +126,13 @@ TRIALS = [
     Trial("mm_noise_repaired", {"rounds": 5, "forget_limit": 0.002}, (100,)),
     Trial("mm_noise_repaired", {"per_class": 64, "rounds": 5, "forget_limit": 0.002}),
     Trial("gkt_prior", {}, (100, 101)),
-    Trial("gkt_prior", {"transfer": {"pseudo_batches": 300}}, (100, 101)),
-    Trial("gkt_prior", {"transfer": {"prior_steps": 500}}, (100, 101)),
-    Trial("gkt_prior", {"transfer": {"batch_size": 256}}, (100, 101)),
+    Trial("gkt_prior", {"transfer": {"pseudo_batches": 300}}, (100,)),
+    Trial("gkt_prior", {"transfer": {"prior_steps": 500}}, (100,)),
+    Trial("gkt_prior", {"transfer": {"batch_size": 256}}, (100,)),
     Trial("deep_inversion_100", {}, (100, 101)),
-    Trial("deep_inversion_100", {"distillation": {"steps": 5000}}, (100, 101)),
-    Trial("deep_inversion_100", {"synthesis": {"steps": 24}}, (100, 101)),
-    Trial("deep_inversion_6000", {}, (100, 101)),
+    Trial("deep_inversion_100", {"distillation": {"steps": 5000}}, (100,)),
+    Trial("deep_inversion_100", {"synthesis": {"steps": 24}}, (100,)),
+    Trial("deep_inversion_6000", {}, (100,)),
 ]
 HEADER = (
     "# Every setting that was tried, on validation images (percent) of MNIST, class 0 forgotten; of "
