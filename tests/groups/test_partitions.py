@@ -37,12 +37,6 @@ def test_a_random_split_covers_the_group_in_equal_parts():
     assert [len(part) for part in partitions.random_split(11, sizes=(2, 8, 1), seed=0)] == [2, 8, 1]
 
 
-def test_there_are_six_orders():
-    assert len(set(partitions.orders())) == 6
-    assert partitions.orders()[0] == ("near", "moderate", "far")
-    assert {frozenset(order) for order in partitions.orders()} == {frozenset(partitions.PARTS)}
-
-
 # ------------------------------------------------------------------------------ refusals
 
 

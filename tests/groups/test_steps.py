@@ -1,6 +1,7 @@
 """Steps: they start where the last one ended, and orders share what they have in common."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pytest
@@ -71,13 +72,13 @@ def test_orders_share_what_they_have_in_common(model: Fitted):
     assert there.follow([a, b, c]) is one
 
 
-def listed(*, every_order: bool) -> tuple[dict[str, torch.Tensor], list[steps.Scheme]]:
+def listed(orders: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[steps.Scheme]]:
     parts = partitions.partition(torch.randn(60, generator=torch.Generator().manual_seed(0)))
-    return parts, list(steps.schemes(parts, draws=2, every_order=every_order, seed=0))
+    return parts, list(steps.schemes(parts, orders, draws=2, seed=0))
 
 
 def test_every_scheme_removes_the_whole_group_or_its_moderate_part():
-    parts, found = listed(every_order=True)
+    parts, found = listed(steps.ORDERS)
     counts = Counter(scheme.name for scheme in found)
     assert counts == {
         "all_at_once": 1, "moderate_only": 1, "three_step": 6, "size_matched": 12, "equal_thirds": 2
@@ -92,7 +93,7 @@ def test_every_scheme_removes_the_whole_group_or_its_moderate_part():
 
 
 def test_the_control_has_the_sizes_of_the_split_in_the_same_order():
-    parts, found = listed(every_order=True)
+    parts, found = listed(steps.ORDERS)
     controls = [scheme for scheme in found if scheme.name == "size_matched"]
     for control in controls:
         wanted = [len(parts[name]) for name in control.order.split("-")]
@@ -104,8 +105,24 @@ def test_the_control_has_the_sizes_of_the_split_in_the_same_order():
     assert [[len(part) for _, part in scheme.steps] for scheme in thirds] == [[20, 20, 20]] * 2
 
 
+def test_there_are_six_orders_and_the_first_goes_from_near_to_far():
+    assert len(set(steps.ORDERS)) == 6
+    assert steps.ORDERS[0] == "near-moderate-far"
+    assert {frozenset(order.split("-")) for order in steps.ORDERS} == {frozenset(partitions.PARTS)}
+
+
+def test_a_run_takes_the_orders_that_it_is_given(model: Fitted):
+    settings = Settings(
+        step_items=50, step_tolerance=0.1, draws=1, ordered_sizes=(12,), orders=steps.ORDERS[::5]
+    )
+    options = {"features": model.original, "settings": settings, "seed": 0}
+    rows = steps.run(fitted=model, requests=[COHERENT], **options)["rows"]
+    stepped = [row["order"] for row in rows if row["scheme"] == "three_step"]
+    assert stepped == ["near-moderate-far", "far-moderate-near"]
+
+
 def test_groups_of_other_sizes_go_from_near_to_far_alone():
-    _, found = listed(every_order=False)
+    _, found = listed(steps.ORDERS[:1])
     ordered = [scheme for scheme in found if scheme.name in ("three_step", "size_matched")]
     assert {scheme.order for scheme in ordered} == {"near-moderate-far"}
     assert len(ordered) == 3

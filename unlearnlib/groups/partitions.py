@@ -1,7 +1,5 @@
 """Split a group of items into parts: near, moderate and far, in every order, or at random."""
 
-from itertools import permutations
-
 import torch
 from torch import Tensor
 
@@ -57,8 +55,3 @@ def random_split(
         raise ValueError(f"sizes={sizes} of {count} items: give parts that sum up to {count}")
     order = torch.randperm(count, generator=seeds.stream(seed, "random split"))
     return tuple(part.sort().values for part in order.split(sizes))
-
-
-def orders() -> list[tuple[str, ...]]:
-    """List the six orders in which near, moderate and far can be forgotten."""
-    return list(permutations(PARTS))

@@ -7,13 +7,14 @@ that schemes differ in what a step removes and in nothing else.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor, nn
 
 from unlearnlib.data.requests import Group, rest
@@ -29,6 +30,7 @@ from unlearnlib.models.networks import penultimate
 from unlearnlib.pipeline import clock, seeds
 
 Part = tuple[str, Tensor]  # its name, and its positions
+ORDERS = tuple("-".join(order) for order in permutations(partitions.PARTS))
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,15 @@ class Settings:
             most all.
         step_tolerance: relative residual of the solves with it.
         draws: random splits of a group, of each kind.
-        ordered_sizes: sizes of the groups that are removed in all six orders; the others go from near
-            to far.
+        ordered_sizes: sizes of the groups that are removed in all `orders`; the others in the first.
+        orders: of the parts, among `ORDERS`.
     """
 
     step_items: Annotated[int, Ge(1)]
     step_tolerance: Annotated[float, Gt(0), Lt(1)]
     draws: Annotated[int, Ge(1)]
     ordered_sizes: tuple[int, ...]
+    orders: Annotated[tuple[Literal[ORDERS], ...], MinLen(1)] = ORDERS
 
 
 def run(
@@ -78,8 +81,8 @@ def run(
         parts = partitions.partition(distances[group])
         sizes = {name: len(part) for name, part in parts.items()}
         walk = Walk(objective, system, precondition, settings, seed)
-        every = request.size in settings.ordered_sizes
-        for scheme in schemes(parts, draws=settings.draws, every_order=every, seed=seed):
+        orders = settings.orders if request.size in settings.ordered_sizes else settings.orders[:1]
+        for scheme in schemes(parts, orders, draws=settings.draws, seed=seed):
             end = walk.follow([(name, group[part]) for name, part in scheme.steps if len(part)])
             clock.add(f"{request.name}/{scheme.key}", end.seconds)
             named = asdict(request) | {"scheme": scheme.name, "order": scheme.order}
@@ -115,19 +118,18 @@ class Scheme:
 
 
 def schemes(
-    parts: dict[str, Tensor], *, draws: int, every_order: bool, seed: int
+    parts: dict[str, Tensor], orders: Sequence[str], *, draws: int, seed: int
 ) -> Iterator[Scheme]:
     """List the schemes by which a group is removed.
 
     Args:
         parts: of `partitions.partition`.
+        orders: of the parts.
         draws: random splits of each kind.
-        every_order: follow all six orders, else the first alone.
         seed: of the random splits.
     """
     sizes = {name: len(part) for name, part in parts.items()}
-    count, orders = sum(sizes.values()), partitions.orders()
-    orders = orders if every_order else orders[:1]
+    count, orders = sum(sizes.values()), [order.split("-") for order in orders]
     yield Scheme("all_at_once", "all", 0, [("all", torch.arange(count))])
     yield Scheme("moderate_only", "moderate", 0, [("moderate", parts["moderate"])])
     for order in orders:

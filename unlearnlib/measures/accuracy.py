@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,9 +52,13 @@ def measure(network: nn.Module, dataset: Dataset, group: Tensor) -> dict[str, fl
 def confusion(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Count predictions: int64 ``[K, K]``, true classes in rows, predicted ones in columns."""
     predicted = networks.predict(network, images).argmax(1)
-    return torch.from_numpy(
-        confusion_matrix(labels, predicted, labels=range(architectures.num_classes(network)))
-    )
+    return pairs(labels, predicted, classes=architectures.num_classes(network))
+
+
+def pairs(labels: Tensor, predicted: Tensor, *, classes: int) -> Tensor:
+    """Count pairs of classes: int64 ``[K, K]``, true ones in rows, predicted ones in columns."""
+    cells = torch.bincount(labels * classes + predicted, minlength=classes**2)
+    return cells.reshape(classes, classes)
 
 
 def retain_accuracy(counts: Tensor, forget_classes: Iterable[int]) -> float:

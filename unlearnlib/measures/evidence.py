@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from unlearnlib.data import datasets
@@ -124,8 +123,7 @@ class Said:
     def counts(self) -> Tensor:
         """The confusion matrix on all test images: int64 ``[K, K]``, true classes in rows."""
         logits, labels = self.logits("everything"), self.sets.everything[1]
-        found = confusion_matrix(labels, logits.argmax(1), labels=range(logits.shape[1]))
-        return torch.from_numpy(found)
+        return accuracy.pairs(labels, logits.argmax(1), classes=logits.shape[1])
 
     @cached_property
     def attack(self) -> membership.Area:

@@ -18,6 +18,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# jsonschema builds a grammar of web addresses for two seconds, which no notebook's schema asks for
+sys.modules.setdefault("rfc3987_syntax", None)
+
 import nbformat
 import papermill
 from ipykernel.kernelspec import make_ipkernel_cmd
