@@ -209,6 +209,7 @@ class MMNoise(Strict):
     seeds: Seeds
     settings: mm_noise.Settings
     remedies: Variants
+    factor_seeds: Seeds
 
     @model_validator(mode="after")
     def _remedies_are_apart(self) -> "MMNoise":
@@ -258,6 +259,7 @@ class DeepInversion(Strict):
     per_class: Sizes
     factors_at: Count
     factors: Variants
+    factor_seeds: Seeds
 
     @model_validator(mode="after")
     def _has_factors(self) -> "DeepInversion":
