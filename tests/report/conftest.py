@@ -1,15 +1,18 @@
-"""A browser for the tests of the report: Debian's Chromium, without a network.
+"""A browser for the tests of the report (Debian's Chromium, without a network), and a small study.
 
 Without Chromium the tests that ask for it are skipped; with `UNLEARNLIB_BROWSER=required`, as in CI,
 they fail.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
+from report_tasks import data_notebook, gkt_notebook, write
 
 CHROMIUM = ["chromium", "chromium-browser", "google-chrome"]
 QUIET = [  # Chromium's own errands would look like the report's
@@ -66,3 +69,18 @@ def heard(reader: Page) -> Iterator[list[str]]:
     reader.unroute("**/*", guard)
     for event, listener in listeners.items():
         reader.remove_listener(event, listener)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a root with two notebooks, a headline table and provenance."""
+    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
+    write(tmp_path, n12_gkt=gkt_notebook(), n01_data=data_notebook())
+    reports = tmp_path / "reports" / "quick"
+    for folder in (reports / "tables", reports / "metrics", tmp_path / "unlearnlib" / "zero_shot"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "unlearnlib" / "zero_shot" / "gkt.py").touch()
+    (reports / "tables" / "headline.csv").write_text("method,retain\ngkt,97.12\nm & m,\n")
+    facts = {"data_source": "mnist-5k", "seeds": [0, 1], "versions": {"python": "3.11"}}
+    (reports / "metrics" / "provenance.json").write_text(json.dumps(facts))
+    return tmp_path

@@ -1,7 +1,5 @@
 """The report stands alone: every page opens offline, links resolve, pictures are described."""
 
-import base64
-import io
 import json
 import re
 import subprocess
@@ -9,98 +7,15 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
+from report_tasks import code, data_notebook, png, shown, write
 
 from unlearnlib.pipeline.paths import place
 from unlearnlib.report import interactive, pages
-
-FRAME = """<div><style scoped>td {color: red}</style><table border="1" class="dataframe">
-<thead><tr style="text-align: right;"><th></th><th>method</th><th>retain</th></tr></thead>
-<tbody><tr><th>0</th><td>gkt</td><td>97.12</td></tr><tr><th>1</th><td>mm</td><td>-10.57</td></tr>
-</tbody></table></div>"""
-FORMULAS = r"""## The loss $\mathcal{L}$
-
-Inline $\hat\theta_{-U} < \frac{1}{n}$ and $\operatorname*{arg\,min}_x f$, and displayed
-
-$$\begin{aligned} a &= b \\ &= c \end{aligned}$$
-
-\begin{align*} p &= q \end{align*}
-"""
-
-
-def png(*, size: int = 8) -> str:
-    stream = io.BytesIO()
-    Image.new("RGB", (size, size), "navy").save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-def shown(data: dict[str, str], **metadata: object) -> NotebookNode:
-    return new_output("display_data", data=data, metadata=metadata)
-
-
-def code(source: str, *outputs: NotebookNode, tag: str | None = None) -> NotebookNode:
-    metadata = {"tags": [tag]} if tag else {}
-    return new_code_cell(source, outputs=list(outputs), metadata=metadata, execution_count=1)
-
-
-def data_notebook() -> NotebookNode:
-    cells = [
-        new_markdown_cell(
-            "# The data\n\nWhich *images*? See [the loss](12_gkt.ipynb#The-figures)."
-        ),
-        code("limit = 10  # images\nsource = 'idx'  # kept", tag="parameters"),
-        code("limit = 500", tag="injected-parameters"),
-        code("print('done')", new_output("stream", name="stdout", text="done\n")),
-        code("warn()", new_output("stream", name="stderr", text="Traceback nonsense\n")),
-    ]
-    return new_notebook(cells=cells)
-
-
-def gkt_notebook() -> NotebookNode:
-    picture = {"image/png": png(), "text/plain": "<Figure>"}
-    cells = [
-        new_markdown_cell("# Gated transfer\n\nDoes it [forget](01_data.ipynb)?"),
-        new_markdown_cell(FORMULAS),
-        code("display(Math())", shown({"text/latex": r"$\sqrt{2}$", "text/plain": "Math"})),
-        new_markdown_cell(
-            "## The figures\n\n[later](30_later.ipynb) [code](../unlearnlib/zero_shot/gkt.py)"
-        ),
-        code("plot()", shown(picture, alt='A "rising" curve', caption="Over $3$ seeds.")),
-        code("plot()", shown(picture, **{"image/png": {"alt": "Nested", "width": 80}})),
-        code("plot()", shown(picture)),
-        new_markdown_cell("## The figures\n\n### Table"),
-        code("frame", shown({"text/html": FRAME, "text/plain": "frame"})),
-    ]
-    return new_notebook(cells=cells)
-
-
-def write(root: Path, **notebooks: NotebookNode) -> None:
-    """Lay out a project of which these notebooks were executed for `quick`."""
-    folder = root / "reports" / "quick" / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, notebook in notebooks.items():
-        nbformat.write(notebook, folder / f"{stem.removeprefix('n')}.ipynb")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a root with two notebooks, a headline table and provenance."""
-    monkeypatch.setenv("UNLEARNLIB_ROOT", str(tmp_path))
-    write(tmp_path, n12_gkt=gkt_notebook(), n01_data=data_notebook())
-    reports = tmp_path / "reports" / "quick"
-    for folder in (reports / "tables", reports / "metrics", tmp_path / "unlearnlib" / "zero_shot"):
-        folder.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "unlearnlib" / "zero_shot" / "gkt.py").touch()
-    (reports / "tables" / "headline.csv").write_text("method,retain\ngkt,97.12\nm & m,\n")
-    facts = {"data_source": "mnist-5k", "seeds": [0, 1], "versions": {"python": "3.11"}}
-    (reports / "metrics" / "provenance.json").write_text(json.dumps(facts))
-    return tmp_path
 
 
 @pytest.fixture
@@ -418,35 +333,6 @@ def test_index_has_a_card_for_each_page(built: dict[str, BeautifulSoup]) -> None
     ]
     assert not cards[0].img and cards[1].img["alt"] == 'A "rising" curve'
     assert not cards[0].p.a  # the card itself is the link
-
-
-def test_the_abstract_speaks_of_the_parts_that_are_there(built: dict[str, BeautifulSoup]) -> None:
-    text = built["index"].select_one("section.abstract").get_text()
-    assert "without any data" in text
-    assert "influence functions" not in text
-    assert "One arena" not in text
-
-
-def test_index_draws_the_pipeline_in_order(built: dict[str, BeautifulSoup]) -> None:
-    parts = built["index"].select(".pipeline > li")
-    steps = [[link["href"] for link in part.find_all("a")] for part in parts]
-    assert steps == [["pages/01_data.html"], ["pages/12_gkt.html"]]
-    assert [part.h3.get_text() for part in parts] == [pages.PARTS[0], pages.PARTS[10]]
-
-
-def test_index_shows_the_headline_table(built: dict[str, BeautifulSoup], project: Path) -> None:
-    table = built["index"].table
-    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table("tr")]
-    assert rows == [["method", "retain"], ["gkt", "97.12"], ["m & m", ""]]
-    assert [header["scope"] for header in table("th")] == ["col", "col", "row", "row"]
-    assert "MNIST-5k" in table.caption.get_text()
-    (project / "reports/quick/tables/headline.csv").unlink()
-    assert "<table" not in pages.build("quick").read_text()
-
-
-def test_index_links_tables_and_notebooks(built: dict[str, BeautifulSoup]) -> None:
-    links = [link["href"] for link in built["index"].select(".files a")]
-    assert links == ["tables/headline.csv", "notebooks/01_data.ipynb", "notebooks/12_gkt.ipynb"]
 
 
 def test_the_same_notebooks_give_the_same_bytes(project: Path) -> None:

@@ -7,7 +7,6 @@ and the board a table. The same notebooks always give the same bytes.
 
 import argparse
 import base64
-import csv
 import fcntl
 import io
 import json
@@ -35,16 +34,9 @@ from traitlets.config import Config
 
 from unlearnlib.pipeline import cells
 from unlearnlib.pipeline.paths import Place, place, root, write_atomic
-from unlearnlib.report import interactive
+from unlearnlib.report import index, interactive
 
 STUDY = "Machine unlearning, reproducibly"
-PARTS = {  # by the number of the first page
-    0: "Data and original model",
-    10: "Forget a class, without data",
-    20: "Forget a group, by influence",
-    40: "One arena for every method",
-    50: "Hands on",
-}
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
 THUMBNAIL = (480, 320)  # largest width and height in pixels
@@ -437,32 +429,6 @@ def _shared(where: Place) -> dict[str, Any]:
     return {"study": STUDY, "badges": _badges(provenance), "provenance": facts}
 
 
-def _headline(path: Path) -> list[list[str]]:
-    """Read the rows of the headline table, none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.reader(file) if row]
-
-
-def _parts(pages: list[Page]) -> dict[int, dict[str, Any]]:
-    """Group pages into the parts of the study, by the number that a part's first page may have."""
-    parts: dict[int, dict[str, Any]] = {}
-    for page in pages:
-        first = max(first for first in PARTS if first <= int(page.number or 0))
-        parts.setdefault(first, {"label": PARTS[first], "pages": []})["pages"].append(page)
-    return parts
-
-
-def _files(where: Place, notebooks: list[Path]) -> dict[str, list[str]]:
-    """Name the files that the index links to, relative to it."""
-    groups = {"Tables (CSV)": sorted(where.tables.glob("*.csv")), "Executed notebooks": notebooks}
-    return {
-        title: [quote(path.relative_to(where.reports).as_posix()) for path in paths]
-        for title, paths in groups.items()
-    }
-
-
 def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -530,11 +496,11 @@ def build(profile: str) -> Path:
     stems = {path.stem for path in notebooks}
     pages = [read_page(path, stems=stems, pages=where.pages) for path in notebooks]
     files = {f"{page.stem}.html": html for page, html in _render_pages(pages, where)}
-    index = _render_index(pages, where, _files(where, notebooks))
-    for name, html in [*files.items(), ("index.html", index)]:
+    first = _render_index(pages, where)
+    for name, html in [*files.items(), ("index.html", first)]:
         if found := check_page(html):
             raise ReportError(f"{name}: " + "; ".join(found))
-    _publish(files, index, where)
+    _publish(files, first, where)
     return where.reports / "index.html"
 
 
@@ -570,26 +536,22 @@ def _scripts(page: Page) -> list[str]:
     return charts + [(TEMPLATES / name).read_text(encoding="utf-8") for name in own]
 
 
-def _render_index(pages: list[Page], where: Place, files: dict[str, list[str]]) -> str:
+def _render_index(pages: list[Page], where: Place) -> str:
     shared = _shared(where)
     html = _template("index").render(
-        pages=pages,
-        parts=_parts(pages),
-        files=files,
-        headline=_headline(where.tables / "headline.csv"),
-        caption=", ".join(shared["badges"]),
+        caption=", ".join(shared["badges"]), profile=where.profile, **index.context(pages, where),
         **shared,
-    )
+    )  # fmt: skip
     soup = BeautifulSoup(html, "html.parser")
     _finish_tables(soup)
     return str(soup)
 
 
-def _publish(files: dict[str, str], index: str, where: Place) -> None:
+def _publish(files: dict[str, str], first: str, where: Place) -> None:
     """Replace the old report once all of the new one is on disk."""
     where.pages.mkdir(parents=True, exist_ok=True)
     with _workplace(where.reports) as folder:
-        for name, html in [*files.items(), ("index.html", index)]:
+        for name, html in [*files.items(), ("index.html", first)]:
             write_atomic(folder / name, html.encode())
         for name in files:
             os.replace(folder / name, where.pages / name)
@@ -636,7 +598,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     try:
-        index = build(profile)
+        built = build(profile)
     except ReportError as error:
         raise SystemExit(f"report: {error}") from error
-    print(f"report: {index.relative_to(root())}")
+    print(f"report: {built.relative_to(root())}")
