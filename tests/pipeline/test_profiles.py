@@ -222,6 +222,7 @@ BAD = [
         "normalise.stds = [0.2]: no such key; did you mean 'std'?",
     ),
     ("draw.seed", 7, "= 7: is not among train.seeds: 0, 1"),
+    ("start.seed", 7, "= 7: is not among train.seeds: 0, 1"),
     ("draw.models", ["original"], "models lacks ['retrain'], with which the others are compared"),
     ("draw.models", ["original", "retrain", "gtk"], "holds 'gtk', which is not among the rows of"),
     ("draw.relearning.stps", 3, "= 3: no such key; did you mean 'steps'?"),

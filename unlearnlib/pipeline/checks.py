@@ -385,10 +385,14 @@ def _own_methods_have_settings(own_model: OwnModel) -> Problems:
             yield problem.within("own_model", "methods", name, "settings")
 
 
-def _models_that_answer_are_rows(train: Any, draw: Draw) -> Problems:
-    if draw.seed not in train.seeds:
-        why = f"is not among train.seeds: {', '.join(map(str, train.seeds))}"
-        yield Problem(("draw", "seed"), why, draw.seed)
+def _models_that_are_shown_are_trained(train: Any, start: Any, draw: Draw) -> Problems:
+    for name, one in {"start": start, "draw": draw}.items():
+        if one.seed not in train.seeds:
+            why = f"is not among train.seeds: {', '.join(map(str, train.seeds))}"
+            yield Problem((name, "seed"), why, one.seed)
+
+
+def _models_that_answer_are_rows(draw: Draw) -> Problems:
     transfers = [row.name for row in ROWS.values() if row.stage in ("gkt", "gkt_prior")]
     known = [*ROWS, *(f"{name}{TO_ITS_END}" for name in transfers)]
     yield from _among(("draw", "models"), draw.models, known, "the rows of the main table")
@@ -418,6 +422,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _methods_that_are_shown,
     _league_shows_a_request,
     _own_methods_have_settings,
+    _models_that_are_shown_are_trained,
     _models_that_answer_are_rows,
 )
 

@@ -200,6 +200,14 @@ class Masking(Strict):
     masked_distillation: masked_distillation.Settings
 
 
+class Start(Strict):
+    """What the tour takes: one model, one method, and how models learn again."""
+
+    seed: Number
+    masked_distillation: masked_distillation.Settings
+    relearning: relearning.Settings
+
+
 Variants = Annotated[dict[FileName, dict[str, Any]], MinLen(1)]
 
 
@@ -547,6 +555,7 @@ KINDS: dict[str, type] = {
     "study": Study,
     "data": Data,
     "train": Train,
+    "start": Start,
     "masking": Masking,
     "mm_noise": MMNoise,
     "gkt": GKT,
