@@ -223,6 +223,7 @@ BAD = [
     ),
     ("draw.seed", 7, "= 7: is not among train.seeds: 0, 1"),
     ("start.seed", 7, "= 7: is not among train.seeds: 0, 1"),
+    ("elsewhere.there", "fasion", "= 'fasion': give a profile: fashion, paper, quick, standard"),
     ("draw.models", ["original"], "models lacks ['retrain'], with which the others are compared"),
     ("draw.models", ["original", "retrain", "gtk"], "holds 'gtk', which is not among the rows of"),
     ("draw.relearning.stps", 3, "= 3: no such key; did you mean 'steps'?"),
@@ -324,7 +325,7 @@ def test_an_unknown_profile_is_refused_and_nothing_changes(
     before = (house / "params" / "profiles.yaml").read_bytes()
     assert profiles.main([profile]) == 1
     message = capsys.readouterr().err
-    assert message == f"no profile {profile!r}; there are: paper, quick, standard\n"
+    assert message == f"no profile {profile!r}; there are: fashion, paper, quick, standard\n"
     assert (house / "params" / "profiles.yaml").read_bytes() == before
 
 
@@ -367,7 +368,7 @@ def test_all_problems_are_said_at_once_each_with_its_file(house: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("profile", ["quick", "standard", "paper"])
+@pytest.mark.parametrize("profile", ["quick", "standard", "fashion", "paper"])
 def test_our_own_profiles_can_be(profile: str) -> None:
     assert checks.check(profile) == parameters.load(profile)
 

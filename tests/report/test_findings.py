@@ -109,14 +109,15 @@ def test_updates_are_compared_with_the_retrained_model_of_the_same_group():
     gold = rows(f"{columns} self_loss self_accuracy", *((*key, 1.0, 95.0) for key in keys))
     steps = {"none": 0.2, "first_order": 0.4, "newton": 1.2}
     told = rows(
-        f"{columns} estimator self_loss", *((*k, e, v) for k in keys for e, v in steps.items())
+        f"{columns} estimator self_loss self_accuracy",
+        *((*k, e, v, 99.0) for k in keys for e, v in steps.items()),
     )
     tables = {"group_retrain": gold, "estimators": told}
     assert findings.off("first_order", "none", "coherent")(tables).value == pytest.approx(0.75)
     assert findings.off("newton", "first_order", "coherent")(tables).value == pytest.approx(1 / 3)
     assert findings.way("first_order", "coherent")(tables).value == pytest.approx(25)
     assert findings.way("newton", "coherent")(tables).value == pytest.approx(125)
-    assert findings.kept()(tables) == Estimate(95, 95, 95, 3)
+    assert findings.kept()(tables) == Estimate(-4, -4, -4, 3)
     with pytest.raises(Absent, match="random"):
         findings.way("first_order", "random")(tables)
 

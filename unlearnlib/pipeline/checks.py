@@ -398,6 +398,13 @@ def _models_that_answer_are_rows(draw: Draw) -> Problems:
     yield from _among(("draw", "models"), draw.models, known, "the rows of the main table")
 
 
+def _profiles_that_are_compared_are_there(elsewhere: Any) -> Problems:
+    for key in ("here", "there"):
+        yield from _named(
+            ("elsewhere", key), getattr(elsewhere, key), parameters.profiles(), "a profile"
+        )
+
+
 RULES: tuple[Callable[..., Problems], ...] = (
     _split_fits,
     _widths_leave_filters,
@@ -424,6 +431,7 @@ RULES: tuple[Callable[..., Problems], ...] = (
     _own_methods_have_settings,
     _models_that_are_shown_are_trained,
     _models_that_answer_are_rows,
+    _profiles_that_are_compared_are_there,
 )
 
 

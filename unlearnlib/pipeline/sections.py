@@ -535,6 +535,13 @@ class OwnModel(Strict):
         return self
 
 
+class Elsewhere(Strict):
+    """The two profiles whose findings stand side by side."""
+
+    here: str
+    there: str
+
+
 class Draw(Strict):
     """The models that answer a drawing, and how they learn again; see `unlearnlib.report.draw`."""
 
@@ -588,4 +595,5 @@ KINDS: dict[str, type] = {
     "league": League,
     "own_model": OwnModel,
     "draw": Draw,
+    "elsewhere": Elsewhere,
 }
