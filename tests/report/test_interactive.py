@@ -11,6 +11,14 @@ from PIL import Image
 
 from unlearnlib.report import interactive
 
+STOPS = pd.DataFrame({"method": ["a", "b"], "stop": [20, 10]})
+
+
+def sliders(chart) -> dict[str, dict]:
+    """Return what a reader can move or choose in a chart, by name."""
+    compiled = interactive.compiled(chart.to_dict())
+    return {signal["name"]: signal["bind"] for signal in compiled["signals"] if "bind" in signal}
+
 
 def curves() -> pd.DataFrame:
     rows = [
@@ -39,16 +47,51 @@ def test_pictures_that_do_not_fill_the_rows_are_refused():
 
 def test_a_slider_reaches_every_snapshot_of_every_method():
     pictures = curves()[["method", "snapshot"]].drop_duplicates().assign(url="data:,")
-    chart = interactive.compiled(interactive.snapshots(curves(), pictures).to_dict())
-    bound = {signal["name"]: signal["bind"] for signal in chart["signals"] if "bind" in signal}
+    bound = sliders(interactive.snapshots(curves(), pictures, STOPS))
     assert bound["snapshot"]["input"] == "range"
     assert (bound["snapshot"]["min"], bound["snapshot"]["max"]) == (1, 3)
     assert bound["method"]["options"] == ["a", "b"]
 
 
+def test_scales_are_chosen_by_group_and_stand_beside_retraining():
+    table = curves().rename(columns={"method": "group", "snapshot": "step"})
+    table = table.assign(scale=table["step"].astype(float), low=0.0, high=100.0)
+    retrained = pd.DataFrame({"group": ["a", "b"], "part": "retain", "accuracy": [5.0, 6.0]})
+    chart = interactive.scales(table, retrained)
+    bound = sliders(chart)
+    assert (bound["step"]["min"], bound["step"]["max"]) == (1, 3)
+    assert bound["group"]["options"] == ["a", "b"]
+    kept = interactive.compiled(chart.to_dict())["data"]
+    assert any({"group": "a", "part": "retain", "accuracy": 5} in one.get("values", [])
+               for one in kept)  # fmt: skip
+
+
+def test_mini_batches_are_played_from_the_first_to_the_last():
+    table = curves().rename(columns={"snapshot": "batch"})
+    bound = sliders(interactive.player(table.drop(columns=["method", "pseudo_batch"])))
+    assert (bound["batch"]["min"], bound["batch"]["max"]) == (0, 3)
+
+
+def test_a_margin_is_chosen_between_a_tenth_and_five_points():
+    tests = pd.DataFrame(
+        {
+            "method": ["a", "a"],
+            "score": ["retain", "forget"],
+            "low": [-0.2, 3.0],
+            "high": [0.3, 4.0],
+        }
+    )
+    chart = interactive.margins(tests, start=1.0)
+    assert sliders(chart)["margin"] == {
+        "input": "range", "min": 0.1, "max": 5, "step": 0.1, "name": "margin, points "
+    }  # fmt: skip
+    told = str(interactive.compiled(chart.to_dict()))
+    assert "methods are within this margin in both" in told
+
+
 def test_a_chart_is_shown_with_a_picture_of_its_first_state(monkeypatch: pytest.MonkeyPatch):
     pictures = curves()[["method", "snapshot"]].drop_duplicates().assign(url="data:,")
-    chart = interactive.snapshots(curves(), pictures)
+    chart = interactive.snapshots(curves(), pictures, STOPS)
     caught = []
     monkeypatch.setattr(interactive, "display", lambda data, **how: caught.append((data, how)))
     interactive.show(chart, alt_text="In words.", caption="Move it.")
