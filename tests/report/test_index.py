@@ -124,6 +124,14 @@ def test_the_study_says_how_to_cite_it(project: Path) -> None:
     )
 
 
+def test_the_reference_is_linked_once_it_is_there(project: Path) -> None:
+    assert not built().select("a[href='reference/index.html']")
+    folder = project / "reports" / "quick" / "reference"
+    folder.mkdir()
+    (folder / "index.html").touch()
+    assert built().select("a[href='reference/index.html']")
+
+
 def test_the_figure_has_a_row_for_each_method_that_is_not_scaled(arena: Path) -> None:
     figure = overview.hero(overview.read(arena))
     axes = figure.axes

@@ -85,6 +85,7 @@ def context(pages: Sequence[Shown], where: Place) -> dict[str, Any]:
         "headline": headline(where.tables / "headline.csv"),
         "files": files(where),
         "citation": citation(),
+        "reference": (where.reports / "reference" / "index.html").is_file(),
     }
 
 
