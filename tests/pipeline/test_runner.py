@@ -338,3 +338,41 @@ def test_canonical_drops_widgets_and_keeps_attachments_and_output_metadata() -> 
     assert clean.cells[0].attachments == {"a.png": {"image/png": "AA=="}}
     assert [output.metadata for output in clean.cells[1].outputs] == [{"alt": "a curve"}]
     assert "widgets" not in clean.metadata
+
+
+SHARES = """
+from pathlib import Path
+from unlearnlib.pipeline.sweep import sweep
+import draws
+found = sweep(draws.draw, {f"seed{s}": dict(seed=s) for s in range(5)}, store=Path("runs/none/draws"))
+print(len(found))
+"""
+
+
+def test_a_share_of_the_runs_is_made_alone_and_the_last_one_ends_the_notebook(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    (small / "draws.py").write_text("def draw(*, seed: int) -> dict:\n    return {'seed': seed}\n")
+    nbformat.write(notebook(SHARES), small / "notebooks" / "15_evaluation.ipynb")
+    monkeypatch.setenv("PYTHONPATH", str(small))
+    monkeypatch.setenv("UNLEARNLIB_SHARD", "")
+    stored = small / "reports" / "quick" / "notebooks" / "15_evaluation.ipynb"
+
+    def made() -> list[str]:
+        return sorted(file.stem for file in (small / "runs/none/draws").glob("*.pt"))
+
+    assert runner.main(["run", "15_evaluation", "--shard", "1/2"]) == 0
+    assert made() == ["seed0", "seed2", "seed4"]
+    assert "2 of 5 runs are for other shards; run 15_evaluation again" in capfd.readouterr().err
+    assert not stored.exists() and not list((small / "build/failed").glob("*"))
+    assert runner.main(["run", "15_evaluation", "--shard", "2/2"]) == 0
+    assert made() == [f"seed{seed}" for seed in range(5)]
+    assert stored.exists()
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_a_share_that_is_none_is_refused(
+    small: Path, shard: str, capfd: pytest.CaptureFixture
+) -> None:
+    assert runner.main(["run", "15_evaluation", f"--shard={shard}"]) == 1
+    assert f"shard '{shard}': give a share such as 2/8" in capfd.readouterr().err

@@ -28,6 +28,7 @@ from unlearnlib.pipeline import clock, records, seeds
 from unlearnlib.pipeline import sweep as sweep_module
 from unlearnlib.pipeline.records import Record
 from unlearnlib.pipeline.registry import Named
+from unlearnlib.pipeline.shards import OtherShardsMissing
 from unlearnlib.pipeline.sweep import SweepError, sweep
 
 
@@ -880,3 +881,64 @@ def test_a_worker_outlives_runs_that_need_much_memory(
     given = {f"r{n}": {"seed": n, "blocks": size} for n, size in enumerate(sizes)}
     found = sweep(grow, given, store=store, workers=2)
     assert len({record.result["who"] for record in found.values()}) == 2
+
+
+SHARE = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_sweep import wait_and_draw
+from unlearnlib.pipeline.shards import OtherShardsMissing
+from unlearnlib.pipeline.sweep import sweep
+tasks = {{f"seed{{seed}}": dict(seed=seed) for seed in range(7)}}
+while True:
+    try:
+        print(sorted(sweep(wait_and_draw, tasks, store=Path({store!r}))))
+        break
+    except OtherShardsMissing as missing:
+        print(missing, file=sys.stderr)
+        time.sleep(0.05)
+"""
+
+
+def test_two_shares_at_once_fill_one_folder_with_the_same_bytes(tmp_path: Path):
+    store, alone = tmp_path / "runs" / "shared", tmp_path / "runs" / "alone"
+    script = SHARE.format(tests=str(Path(__file__).parent), store=str(store))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=os.environ | {"UNLEARNLIB_SHARD": f"{number}/2"},
+        )
+        for number in (1, 2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert told[0][0] == told[1][0] == f"{[f'seed{seed}' for seed in range(7)]}\n"
+    sweep(wait_and_draw, {f"seed{seed}": dict(seed=seed) for seed in range(7)}, store=alone)
+    assert {f.name: f.read_bytes() for f in store.glob("*.pt")} == {
+        f.name: f.read_bytes() for f in alone.glob("*.pt")
+    }
+
+
+def test_a_share_leaves_what_it_does_not_know_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = tmp_path / "runs" / "shared"
+    sweep(wait_and_draw, {"other": dict(seed=9), "seed1": dict(seed=5)}, store=store)
+    half = store / ".seed1.pt.x.partial"
+    half.touch()
+    kept = (store / "seed1.pt").read_bytes()
+    monkeypatch.setenv("UNLEARNLIB_SHARD", "1/2")
+    with pytest.raises(OtherShardsMissing, match="shard 1/2 of .* is done; 1 of 2 runs are for"):
+        sweep(wait_and_draw, {"seed0": dict(seed=0), "seed1": dict(seed=1)}, store=store)
+    assert half.exists() and (store / "other.pt").exists()
+    assert (store / "seed1.pt").read_bytes() == kept  # stale, but another share's to replace
+    monkeypatch.setenv("UNLEARNLIB_SHARD", "2/2")
+    found = sweep(wait_and_draw, {"seed0": dict(seed=0), "seed1": dict(seed=1)}, store=store)
+    assert sorted(found) == ["seed0", "seed1"]
+
+
+def test_a_share_that_is_none_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNLEARNLIB_SHARD", "5/4")
+    with pytest.raises(ValueError, match="shard '5/4': give a share such as 2/8"):
+        sweep(wait_and_draw, {"seed0": dict(seed=0)}, store=tmp_path / "runs")

@@ -31,7 +31,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from unlearnlib.pipeline import cells, parameters
+from unlearnlib.pipeline import cells, parameters, shards
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import place, root, write_atomic
 
@@ -49,6 +49,10 @@ logging.getLogger("papermill").setLevel(logging.ERROR)
 
 class NotebookError(RuntimeError):
     """A notebook is absent or did not run to its end."""
+
+
+class ShardDone(NotebookError):
+    """A notebook has made its share of the runs, and can go on when others have made theirs."""
 
 
 def run(stem: str, profile: str) -> Path:
@@ -146,13 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
     runs = commands.add_parser("run", help="execute a notebook")
     runs.add_argument("stem", help="name of the notebook without suffix, as in 12_gkt")
     runs.add_argument("--profile", default="quick", help="name of a file in params/")
+    runs.add_argument("--shard", metavar="I/N", help="make this share of the runs alone, as in 2/8")
     commands.add_parser("sources", help="write notebooks without outputs to build/notebooks")
     checks = commands.add_parser("parameters", help="check a profile; write it to build/params")
     checks.add_argument("--profile", default="quick", help="name of a file in params/")
     options = parser.parse_args(arguments)
     try:
         if options.command == "run":
-            _timed_run(options.stem, options.profile)
+            _timed_run(options.stem, options.profile, options.shard)
         elif options.command == "parameters":
             resolve(options.profile)
         else:
@@ -168,10 +173,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _timed_run(stem: str, profile: str) -> None:
+def _timed_run(stem: str, profile: str, shard: str | None) -> None:
+    """Run a notebook, or as much of it as a share of its runs allows, and say how long it took.
+
+    Raises:
+        ParameterError, NotebookError: see `run`; or the share is none.
+    """
+    if shard:
+        try:
+            os.environ[shards.VARIABLE] = str(shards.parse(shard))
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
     started = time.monotonic()
     _say(f"{stem} ({profile}) starts")
-    run(stem, profile)
+    try:
+        run(stem, profile)
+    except ShardDone as done:
+        _say(str(done))
     _say(f"{stem} ({profile}) took {time.monotonic() - started:.0f} s")
 
 
@@ -271,6 +289,9 @@ def _execute(notebook: NotebookNode, given: dict, stem: str, unfinished: Path) -
                 stderr_file=sys.stderr,
             )
     except (PapermillExecutionError, DeadKernelError) as error:
+        if getattr(error, "ename", "") == shards.OtherShardsMissing.__name__:
+            unfinished.unlink()
+            raise ShardDone(f"{error.evalue}; run {stem} again when they are done") from error
         reason = str(error)
         if isinstance(error, PapermillExecutionError):
             reason = f"{error.ename}: {error.evalue}"

@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from unlearnlib.pipeline import clock, fingerprint, records, seeds
+from unlearnlib.pipeline import clock, fingerprint, records, seeds, shards
 from unlearnlib.pipeline.paths import root
 from unlearnlib.pipeline.progress import report
 from unlearnlib.pipeline.records import Record, RecordError
 from unlearnlib.pipeline.registry import Named
+from unlearnlib.pipeline.shards import OtherShardsMissing, Shard
 
 Run = Callable[..., dict[str, Any]]
 Arguments = Mapping[str, Any]
@@ -94,6 +95,8 @@ def sweep(
     Raises:
         SweepError: runs failed, or results cannot be written, or the code changed meanwhile, or the
             engine is not there, or its workers or its scheduler died.
+        OtherShardsMissing: this process makes a share of the runs alone, see `shards`, and others are
+            not there yet.
         ValueError: a task, `run`, or the number of workers is not as described above.
         FileNotFoundError: a file that a task names is absent.
     """
@@ -103,14 +106,29 @@ def sweep(
     store = store.resolve()
     keys_of = _Keys(run)
     keys = {name: keys_of.of(name, arguments) for name, arguments in tasks.items()}
-    missing = [name for name, key in keys.items() if not _found(store, name, key)]
+    shard = shards.current()
+    wanted = shard.own(keys) if shard else list(keys)
+    missing = [name for name in wanted if not _found(store, name, keys[name])]
     jobs = [
         joblib.delayed(_run)(name, run, dict(tasks[name]), store, keys[name], keys_of.code, retries)
         for name in missing
     ]
     _raise_failures(store, _execute(jobs, min(workers, max(1, len(jobs))), engine))
-    _clean_up(store, set(keys))
+    if shard:
+        _check_others(store, keys, shard)
+    else:
+        _clean_up(store, set(keys))
     return {name: records.read(_file(store, name)) for name in tasks}
+
+
+def _check_others(store: Path, keys: Mapping[str, str], shard: Shard) -> None:
+    """Raise OtherShardsMissing where other shares are not done; leave their files alone."""
+    lacking = [name for name, key in keys.items() if _known(_file(store, name)) != key]
+    if lacking:
+        raise OtherShardsMissing(
+            f"shard {shard} of {_from_root(store)} is done; {len(lacking)} of {len(keys)} runs are for "
+            "other shards"
+        )
 
 
 def _file(store: Path, name: str) -> Path:
