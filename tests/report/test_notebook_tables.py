@@ -62,8 +62,8 @@ def test_a_table_is_shown_under_its_caption(shown: list):
     notebook.show_table(TABLE, "Percent")
     notebook.show_table(TABLE["value"], "A column")
     (frame, one), (column, other) = shown
-    pd.testing.assert_frame_equal(frame, TABLE)
-    pd.testing.assert_frame_equal(column, TABLE[["value"]])
+    pd.testing.assert_frame_equal(frame, notebook.for_people(TABLE))
+    pd.testing.assert_frame_equal(column, notebook.for_people(TABLE[["value"]]))
     assert (one, other) == ({"caption": "Percent"}, {"caption": "A column"})
 
 
@@ -101,3 +101,31 @@ def test_losses_are_drawn_by_epoch(shown: list, monkeypatch: pytest.MonkeyPatch)
     ((_, metadata),) = shown
     assert "band: their range" in metadata["caption"]
     assert "loss" in metadata["image/png"]["alt"]
+
+
+def test_values_that_mean_nothing_to_a_reader_are_written_for_people():
+    table = pd.DataFrame(
+        {
+            "gap": [-0.0, 0.25, 1.5],
+            "stop": [None, 120.0, 90.0],
+            "parameters": [36746.0, 1642.0, 3.0],
+            "margin": [np.inf, 0.5, -np.inf],
+            "p": [1e-12, 0.04, np.nan],
+            "said": ["a", None, "b"],
+            "count": pd.array([1, None, 30], dtype="Int64"),
+        }
+    )
+    shown = notebook.for_people(table)
+    assert shown["gap"].tolist() == ["0.00", "0.25", "1.50"]
+    assert shown["stop"].tolist() == ["-", "120", "90"]
+    assert shown["parameters"].tolist() == ["36,746", "1,642", "3"]
+    assert shown["margin"].tolist() == ["∞", "0.5", "-∞"]
+    assert shown["p"].tolist() == ["1e-12", "0.04", "-"]
+    assert shown["said"].tolist() == ["a", "-", "b"]
+    assert shown["count"].tolist() == ["1", "-", "30"]
+
+
+def test_other_columns_stay_as_they_are():
+    table = pd.DataFrame({"x": [0.5, 98.25], "n": [3, 5], "name": ["a", "b"], "yes": [True, False]})
+    assert notebook.for_people(table).equals(table)
+    assert notebook.for_people(table.iloc[:0]).empty

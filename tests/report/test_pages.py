@@ -157,7 +157,7 @@ def test_a_chart_is_drawn_by_a_script_and_is_a_picture_without(
 ) -> None:
     table = pd.DataFrame({"group": "all", "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
     table = table.assign(accuracy=[90.0, 80.0], low=[85.0, 70.0], high=[95.0, 90.0])
-    spec = interactive.scales(table).to_dict()
+    spec = interactive.scales(table, table[["group", "part", "accuracy"]]).to_dict()
     chart = shown(
         {interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": "A < curve"}}
     )
@@ -375,7 +375,8 @@ def test_text_of_parameters_is_text_on_every_page(
 ) -> None:
     """In provenance, tables of parameters, the headline table, descriptions and charts."""
     table = pd.DataFrame({"group": HOSTILE, "step": [1, 2], "scale": [0.0, 1.0], "part": "self"})
-    spec = interactive.scales(table.assign(accuracy=1.0, low=0.0, high=2.0)).to_dict()
+    table = table.assign(accuracy=1.0, low=0.0, high=2.0)
+    spec = interactive.scales(table, table[["group", "part", "accuracy"]]).to_dict()
     chart = shown({interactive.MIME: spec, "image/png": png()}, **{"image/png": {"alt": HOSTILE}})
     frame = shown({"text/html": table.to_html(), "text/plain": "frame"})
     stream = new_output("stream", name="stdout", text=HOSTILE)

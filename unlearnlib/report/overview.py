@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from unlearnlib.report import figures
 from unlearnlib.report.findings import tables
@@ -138,8 +139,11 @@ def _column(axis: plt.Axes, column: Column, arena: Arena, rows: list[str]) -> No
         if len(repeats):
             axis.plot([repeats.min(), repeats.max()], [place, place], linewidth=1.5, **style)
             axis.plot(repeats.mean(), place, marker="o", markersize=5, **style)
-    if column.logarithmic:
+    low, high = axis.dataLim.intervalx
+    if column.logarithmic and high >= 10 * low:  # else its few labels would overlap
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(column.title, fontsize="small")
     axis.tick_params(labelsize="x-small")
     axis.grid(axis="y", color="0.93")

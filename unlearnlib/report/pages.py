@@ -34,7 +34,7 @@ from traitlets.config import Config
 
 from unlearnlib.pipeline import cells
 from unlearnlib.pipeline.paths import Place, place, root, write_atomic
-from unlearnlib.report import index, interactive
+from unlearnlib.report import glossary, index, interactive
 
 STUDY = "Machine unlearning, reproducibly"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +76,7 @@ class Page:
     description: str
     answer: str
     body: str
+    words: list[tuple[str, str]]
     contents: list[Heading]
     thumbnail: str
     alt: str
@@ -367,12 +368,16 @@ def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
     first = soup.find(HEADINGS)
     paragraph = first.find_next(lambda tag: tag.name == "p" and tag.find_parent(class_="markdown"))
     picture = soup.select_one("img[src^='data:image/png']:not(table img)")
+    answer = soup.select_one(".answer .markdown")
+    description, answer = (_without_links(said) if said else "" for said in (paragraph, answer))
+    words = glossary.explain(soup)
     return Page(
         stem=stem,
         title=_plain(first),
-        description=_without_links(paragraph) if paragraph else "",
-        answer=_without_links(answer) if (answer := soup.select_one(".answer .markdown")) else "",
+        description=description,
+        answer=answer,
         body=str(soup).strip(),
+        words=words,
         contents=contents,
         thumbnail=_thumbnail(picture["src"]) if picture else "",
         alt=picture["alt"] if picture else "",
