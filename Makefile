@@ -20,7 +20,7 @@ $(STAMP): export PATH := $(CALLERS_PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro status report lab cells test lint clean
+.PHONY: help env repro status report lab cells test bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ cells: $(STAMP) ## write the parameter cells of the notebooks from the quick pro
 test: $(STAMP) ## run every test, the quick profile from end to end included
 	$(RUN) unlearnlib.pipeline quick
 	PYTHONHASHSEED=0 $(RUN) pytest -n 2 --dist loadfile
+
+bench: $(STAMP) ## time the library against straightforward loops, into benchmarks/results.json
+	$(RUN) benchmarks
 
 lint: $(STAMP) ## check style and format of code and notebooks
 	$(RUN) ruff check .
