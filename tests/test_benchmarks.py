@@ -35,19 +35,18 @@ def test_the_plain_transfer_teaches_only_the_student_and_the_generator():
 
 
 def test_plain_inversion_and_training_lower_their_losses():
-    network = architectures.build("compact", width=0.5)
+    network = architectures.build("allcnn", width=0.0625)
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(10, (200,), generator=generator)
     images = torch.rand(200, 1, 28, 28, generator=generator) + labels.view(-1, 1, 1, 1) / 5
     plain.train(network, images, labels, epochs=15, batch_size=20, rate=0.01, l2=0.0)
-    assert (network(images).argmax(1) == labels).double().mean() > 0.5
-    teacher = architectures.build("allcnn", width=0.0625).eval()
+    assert (network.eval()(images).argmax(1) == labels).double().mean() > 0.3
     wanted = torch.tensor([1, 2, 3])
     said = []
     for steps in (1, 40):
         torch.manual_seed(0)
-        drawn = plain.invert(teacher, wanted, shape=(1, 28, 28), steps=steps)
-        said.append(torch.nn.functional.cross_entropy(teacher(drawn), wanted).item())
+        drawn = plain.invert(network, wanted, shape=(1, 28, 28), steps=steps)
+        said.append(torch.nn.functional.cross_entropy(network(drawn), wanted).item())
     assert said[1] < said[0]
 
 
