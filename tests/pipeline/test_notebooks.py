@@ -73,6 +73,9 @@ def study(tables: Path, tmp_path: Path) -> Iterator[Path]:
         # scratch work in build/ that was deleted is made again
         if (ROOT / folder / "quick").is_dir():
             shutil.copytree(ROOT / folder / "quick", tmp_path / folder / "quick")
+    for profile in ("standard", "fashion"):  # which one page of every profile compares
+        tables_of = Path("reports") / profile / "tables"
+        shutil.copytree(ROOT / tables_of, tmp_path / tables_of)
     yield tmp_path
     shutil.rmtree(tmp_path)
 

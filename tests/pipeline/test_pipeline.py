@@ -121,18 +121,20 @@ def test_every_dependency_is_there_or_made_by_a_stage() -> None:
             assert written or around or there, f"{name}: {dep}"
 
 
+WITHOUT_NOTEBOOK = {"reference", "report"}  # nor parameters; they come after all others
+
+
 def test_nothing_runs_before_the_whole_profile_is_checked() -> None:
     assert outs(STAGES["parameters"]) == {RESOLVED: {"cache": False}}
     assert "runner parameters --profile" in STAGES["parameters"]["cmd"]
     assert {"params/base.yaml", f"params/{PROFILE}.yaml"} <= set(STAGES["parameters"]["deps"])
-    # a report has no parameters, but comes after all others
-    others = STAGES.keys() - {"sources", "parameters", "report"}
+    others = STAGES.keys() - {"sources", "parameters", *WITHOUT_NOTEBOOK}
     assert all(RESOLVED in STAGES[name]["params"][0] for name in others)
 
 
 def test_every_notebook_is_a_stage_and_a_page_of_the_report() -> None:
     names = {stage_name(path.stem) for path in NOTEBOOKS}
-    assert names == STAGES.keys() - {"sources", "parameters", "report"}
+    assert names == STAGES.keys() - {"sources", "parameters", *WITHOUT_NOTEBOOK}
     assert f"reports/{PROFILE}/notebooks" in STAGES["report"]["deps"]
 
 
@@ -213,6 +215,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mm_noise={
             "seeds": [0],
             "settings": {"per_class": 2, "noise_steps": 1, "steps": 1, "repair_steps": 1},
+            "factor_seeds": [0],
         },
         # an untrained teacher is sure of nothing
         gkt=TRANSFERS
@@ -231,6 +234,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             },
             "per_class": [2, 4],
             "factors_at": 2,
+            "factor_seeds": [0],
         },
     )
     return tmp_path

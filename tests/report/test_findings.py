@@ -46,7 +46,9 @@ def test_a_number_is_written_with_its_interval_and_n_and_what_n_counts():
     assert (estimate.value, estimate.n) == (99.0, 3)
     wide = claim("above", 90, unit=" %", limits=(0, 100), digits=1, repeats="runs")
     assert wide.written(estimate) == "99.0 % (95 % interval 94.0 to 100.0, n = 3 runs)"
+    assert wide.brief(estimate) == "99.0 [94.0, 100.0] %, n = 3"
     alone = Estimate.of([nan, 1.5])
+    assert wide.brief(alone) == "1.5 %, n = 1"
     assert wide.written(alone) == "1.5 % (n = 1 of runs, no interval)"
     with pytest.raises(Absent, match="no repeat"):
         Estimate.of([nan])

@@ -146,4 +146,6 @@ def test_limits_are_compared_by_what_they_cost():
     assert found["regret"].tolist() == [(70 + 30) / 2, (30 + 0) / 2, 0.0]
     late = stopping.compared([curve], [[0, 0, 0, 0]], [1.0])
     assert late["too_late"].tolist() == [1]
+    none = stopping.compared([curve], [[0, 0, 0, 0]], [])  # where a sign never changes
+    assert none["too_late"].tolist() == none["regret"].tolist() == []
     assert late["regret"].isna().all()

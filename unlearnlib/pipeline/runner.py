@@ -315,6 +315,8 @@ def _kernel(progress: Path, scratch: Path) -> type[AsyncKernelManager]:
             "UNLEARNLIB_PROGRESS": str(progress),
             # neither the order of a set, nor a reader's own settings, may show in the outputs
             "PYTHONHASHSEED": "0",
+            # the last bits of a sum depend on how many threads share it
+            "OMP_NUM_THREADS": "1",
             "IPYTHONDIR": str(scratch / "ipython"),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             # glibc returns each large tensor to the system and fetches it back: a tenth of the time

@@ -13,6 +13,7 @@ import pandas as pd
 from unlearnlib.report.findings import FINDINGS, Estimate, Finding, Found, Verdict
 
 NOT_RUN = "not run"
+_COLUMNS = ["claim", "here", "there", "becomes", "predicted", "because", "came true"]
 
 
 class PredictionError(ValueError):
@@ -98,17 +99,8 @@ def beside(
             continue
         verdict, because = predicted.get(name, ("-", "-"))
         seen = pair[1].verdict if pair[1] else None
-        rows[name] = {
-            "claim": finding.title,
-            "here": finding.written(pair[0].estimate) if pair[0] else NOT_RUN,
-            "there": finding.written(pair[1].estimate) if pair[1] else NOT_RUN,
-            "becomes": comparison(*pair),
-            "predicted": verdict,
-            "because": because,
-            "came true": "-"
-            if verdict == "-" or seen is None
-            else "yes"
-            if seen == verdict
-            else "no",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
+        told = "-" if verdict == "-" or seen is None else "yes" if seen == verdict else "no"
+        written = (finding.brief(one.estimate) if one else NOT_RUN for one in pair)
+        rows[name] = (finding.title, *written, comparison(*pair), verdict, because, told)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS)
+    return table.rename_axis("finding")

@@ -104,13 +104,23 @@ class Finding(Named):
         return "holds" if inside else "does not hold" if outside else "open"
 
     def written(self, estimate: Estimate) -> str:
-        """Write the number with its interval and n."""
-        digits, value = self.digits, f"{estimate.value:.{self.digits}f}{self.unit}"
+        """Write the number with its interval and n, in words."""
+        value = f"{estimate.value:.{self.digits}f}{self.unit}"
         if not isfinite(estimate.low):
             return f"{value} (n = {estimate.n} of {self.repeats}, no interval)"
+        low, high = self._between(estimate)
+        return f"{value} (95 % interval {low} to {high}, n = {estimate.n} {self.repeats})"
+
+    def brief(self, estimate: Estimate) -> str:
+        """Write the number with its interval and n, for a table."""
+        value = f"{estimate.value:.{self.digits}f}"
+        between = f" [{', '.join(self._between(estimate))}]" if isfinite(estimate.low) else ""
+        return f"{value}{between}{self.unit}, n = {estimate.n}"
+
+    def _between(self, estimate: Estimate) -> tuple[str, str]:
+        """Write the interval, cut at what the value can be."""
         low, high = max(estimate.low, self.limits[0]), min(estimate.high, self.limits[1])
-        between = f"{low:.{digits}f} to {high:.{digits}f}"
-        return f"{value} (95 % interval {between}, n = {estimate.n} {self.repeats})"
+        return f"{low:.{self.digits}f}", f"{high:.{self.digits}f}"
 
 
 @dataclass(frozen=True)

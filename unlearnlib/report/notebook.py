@@ -26,7 +26,8 @@ def save_table(
 def show_table(table: pd.DataFrame | pd.Series, caption: str) -> None:
     """Show a table under a caption, which the report repeats; see `for_people`."""
     shown = table.to_frame() if isinstance(table, pd.Series) else table
-    display(for_people(shown), metadata={"caption": caption})
+    with pd.option_context("display.max_colwidth", None):  # no text is cut off
+        display(for_people(shown), metadata={"caption": caption})
 
 
 def for_people(table: pd.DataFrame) -> pd.DataFrame:

@@ -190,16 +190,17 @@ def compared(
         limits: to compare.
 
     Returns:
-        by limit: ``too_late``, runs that were stopped too late, and ``regret``, the mean over the
-        others, in points; NaN where there are none.
+        by limit, no row without limits: ``too_late``, runs that were stopped too late, and ``regret``,
+        the mean over the others, in points; NaN where there are none.
     """
     rows = {}
     for limit in limits:
         found = [judged(*run, limit) for run in zip(curves, signs, strict=True)]
         regrets = [one["regret"] for one in found if not one["too late"]]
         mean = sum(regrets) / len(regrets) if regrets else math.nan
-        rows[limit] = {"too_late": len(found) - len(regrets), "regret": mean}
-    return pd.DataFrame(rows).T.rename_axis("limit")
+        rows[limit] = [len(found) - len(regrets), mean]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["too_late", "regret"])
+    return table.rename_axis("limit")
 
 
 # ------------------------------------------------------------------------------ runs of a sweep
