@@ -1,7 +1,7 @@
 """What the library is timed against: straightforward loops, written for these benchmarks.
 
-They compute the same as ours, step for step, as one would write them down from the papers and the
-authors' code: the teacher is asked anew for every student step, gradients of its weights are computed
+They do the same work, as one would write it down from the papers and the authors' code (DeepInversion
+excepted, which starts from noise; what its images are worth to a student is on its page): the teacher is asked anew for every student step, gradients of its weights are computed
 and thrown away, images come through a DataLoader, systems are solved group by group.
 """
 

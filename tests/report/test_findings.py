@@ -64,7 +64,7 @@ def by_method(column: str, **values: float) -> pd.DataFrame:
 
 
 def test_a_gap_is_that_of_pairs():
-    tables = {"zero_shot": by_method("retain_accuracy", gkt=90.0, retrain=97.0)}
+    tables = {"zero_shot_variants": by_method("retain_accuracy", gkt=90.0, retrain=97.0)}
     found = findings.zero_shot_gap("gkt", "retrain")(tables)
     assert (found.value, found.low, found.high, found.n) == (-7, -7, -7, 3)
     with pytest.raises(Absent, match="mm_noise"):
@@ -157,7 +157,7 @@ def test_spaces_ranks_and_choices_are_compared_within_a_seed():
 def test_what_is_not_there_leaves_its_findings_out(tmp_path: Path):
     assert findings.read(tmp_path) == {}
     table = by_method("retain_accuracy", masked_distillation=97.0, retrain=97.1)
-    table.to_csv(tmp_path / "zero_shot.csv", index=False)
+    table.to_csv(tmp_path / "zero_shot_variants.csv", index=False)
     found = findings.read(tmp_path)
     assert list(found) == ["data_free"]
     assert found["data_free"].verdict == "holds"

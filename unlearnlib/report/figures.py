@@ -32,10 +32,7 @@ def show(figure: Figure, *, alt: str, caption: str | None = None) -> None:
         alt: what the figure shows, in words, for those who do not see it.
         caption: markdown below the figure; says what intervals and bands are.
     """
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=RESOLUTION, metadata={"Software": None})
-    plt.close(figure)
-    content = stream.getvalue()
+    content = png(figure)
     width = round(struct.unpack(">I", content[16:20])[0] * 96 / RESOLUTION)
     metadata = {"image/png": {"alt": alt, "width": width}}
     display(
@@ -43,6 +40,14 @@ def show(figure: Figure, *, alt: str, caption: str | None = None) -> None:
         raw=True,
         metadata=metadata | ({"caption": caption} if caption else {}),
     )
+
+
+def png(figure: Figure) -> bytes:
+    """Draw a figure as PNG, the same bytes each time, and close it."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=RESOLUTION, metadata={"Software": None})
+    plt.close(figure)
+    return stream.getvalue()
 
 
 def gallery(rows: dict[str, np.ndarray], *, columns: int = 10) -> Figure:

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import matplotlib.pyplot as plt
 import yaml
 
 from unlearnlib.pipeline.paths import Place, root
@@ -44,10 +42,6 @@ class Shown(Protocol):
 
     stem: str
 
-    @property
-    def number(self) -> str:
-        """The leading digits of its name."""
-
 
 @dataclass
 class Part:
@@ -75,7 +69,6 @@ def context(pages: Sequence[Shown], where: Place) -> dict[str, Any]:
     except findings.Absent:
         arena = None
     return {
-        "pages": pages,
         "parts": parts(pages, found),
         "front": [one for one in found if one.finding.front],
         "tally": tally(found),
@@ -93,7 +86,7 @@ def parts(pages: Sequence[Shown], found: Sequence[Found]) -> dict[int, Part]:
     """Group pages and findings into the parts, by the number that a part's first page may have."""
     grouped: dict[int, Part] = {}
     for page in pages:
-        first = _part(page.number)
+        first = _part(page.stem)
         part = grouped.setdefault(first, Part(PARTS[first], QUESTIONS.get(first, "")))
         part.pages.append(page)
     for one in found:
@@ -124,16 +117,14 @@ def tally(found: Sequence[Found]) -> str:
 def picture(arena: overview.Arena) -> dict[str, str]:
     """Draw the figure that opens the index, with its description and caption."""
     figures.theme()
-    figure = overview.hero(arena)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=figures.RESOLUTION, metadata={"Software": None})
-    plt.close(figure)
+    content = base64.b64encode(figures.png(overview.hero(arena))).decode()
     return {
-        "source": f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}",
+        "source": f"data:image/png;base64,{content}",
         "alt": "Methods in rows, and in columns what each keeps, names, how soon it learns again, how "
         "often an attacker tells it from a retrained model, and what it costs.",
         "caption": overview.HERO,
         "request": arena.request.replace("_", " "),
+        "n": str(len(arena.repeats(overview.GOLD, "retain_accuracy"))),
     }
 
 
@@ -143,7 +134,7 @@ def _written(row: overview.Advice) -> list[str]:
         return [row.have, row.want, "none of those here", "-", "-", "-"]
     again = f"{row.again:.2f}" if isfinite(row.again) else "-"
     cost = f"{row.cost:.2f}" if isfinite(row.cost) else "-"
-    return [row.have, row.want, row.title, f"{row.kept:.1f}", again, cost]
+    return [row.have, row.want, row.title, row.kept, again, cost]
 
 
 def headline(path: Path) -> list[list[str]]:

@@ -3,7 +3,6 @@
 Both are read from the arena's tables, of its main request; without these there is neither.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from unlearnlib.arena import league, methods
+from unlearnlib.arena.league import Results
+from unlearnlib.measures import statistics
 from unlearnlib.report import figures
-from unlearnlib.report.findings import tables
+from unlearnlib.report.findings import Absent
 
-GOLD, ORIGINAL = "retrain", "original"
-REFERENCES = {
-    GOLD: "Retrained (gold)", "retrain_again": "Retrained again", ORIGINAL: "Original",
-}  # fmt: skip
+GOLD = "retrain"
 FAMILIES = {"with data": "C1", "zero-shot": "C0", "influence": "C2"}  # and their colours
 
 
@@ -55,25 +54,27 @@ class Arena:
 
     Attributes:
         request: its name.
-        values: of each metric, method and repeat: ``metric``, ``method``, ``value``.
-        titles: of methods.
-        families: of methods; references have none.
+        results: of all requests.
+        known: of all methods, references and decoys, ``title`` and ``family``.
     """
 
     request: str
-    values: pd.DataFrame
-    titles: Mapping[str, str]
-    families: Mapping[str, str]
+    results: Results
+    known: pd.DataFrame
 
-    def repeats(self, method: str, metric: str) -> list[float]:
+    def repeats(self, method: str, metric: str) -> np.ndarray:
         """Return the values of a method, one a repeat."""
-        rows = self.values
-        own = rows[(rows["method"] == method) & (rows["metric"] == metric)]["value"]
-        return own.dropna().to_list()
+        return self.results.repeats(self.request, method, metric).to_numpy()
 
     def mean(self, method: str, metric: str) -> float:
         """Return the mean over repeats; NaN where there is none."""
-        return float(np.mean(found)) if (found := self.repeats(method, metric)) else float("nan")
+        found = self.repeats(method, metric)
+        return float(found.mean()) if len(found) else float("nan")
+
+    def family(self, *families: str) -> list[str]:
+        """List the methods of some families that were measured, in the order of the table."""
+        own = self.known.index[self.known["family"].isin(families)]
+        return [method for method in own if len(self.repeats(method, "retain_accuracy"))]
 
 
 def read(folder: Path) -> Arena:
@@ -82,18 +83,12 @@ def read(folder: Path) -> Arena:
     Raises:
         Absent: the arena has not run.
     """
-    found = tables(folder)
-    every, methods = found["arena"], found["arena_methods"].set_index("method")
-    request = every["request"].iloc[0]
-    own = every[every["request"] == request].copy()
-    own["value"] = pd.to_numeric(own["value"], errors="coerce")
-    titles = methods["title"] if "title" in methods else pd.Series(methods.index, methods.index)
-    return Arena(
-        request,
-        own[["metric", "method", "value"]],
-        REFERENCES | titles.to_dict(),
-        methods["family"].to_dict(),
-    )
+    table, listed = folder / "arena.csv", folder / "arena_methods.csv"
+    if not (table.is_file() and listed.is_file()):
+        raise Absent("the arena has not run")
+    results, known = league.read(table), methods.known(listed)
+    known["title"] = known["title"].fillna(known.index.to_series())
+    return Arena(results.requests[0], results, known)
 
 
 def hero(arena: Arena) -> Figure:
@@ -101,15 +96,16 @@ def hero(arena: Arena) -> Figure:
 
     Gold is black and its range over repeats, a second gold's too, shaded.
     """
-    shown = [m for m in arena.families if not m.endswith("_scaled")]
-    shown.sort(key=lambda m: (list(FAMILIES).index(arena.families[m]), -_again(arena, m)))
-    rows = [m for m in REFERENCES if arena.repeats(m, "retain_accuracy")] + shown
+    rows = arena.family("reference")
+    for family in FAMILIES:
+        own = [m for m in arena.family(family) if not m.endswith("_scaled")]
+        rows += sorted(own, key=lambda m: -_again(arena, m))
     figure, axes = plt.subplots(
         1, len(COLUMNS), figsize=(1.4 * figures.WIDTH, 0.8 + 0.24 * len(rows)), sharey=True
     )
     for axis, column in zip(axes, COLUMNS, strict=True):
         _column(axis, column, arena, rows)
-    axes[0].set_yticks(range(len(rows)), [arena.titles.get(m, m) for m in rows])
+    axes[0].set_yticks(range(len(rows)), arena.known.loc[rows, "title"])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     for label, method in zip(axes[0].get_yticklabels(), rows, strict=True):
         label.set_color(_colour(arena, method))
@@ -121,14 +117,13 @@ def _again(arena: Arena, method: str) -> float:
 
 
 def _colour(arena: Arena, method: str) -> str:
-    return FAMILIES.get(arena.families.get(method, ""), "black")
+    return FAMILIES.get(arena.known.loc[method, "family"], "black")
 
 
 def _column(axis: plt.Axes, column: Column, arena: Arena, rows: list[str]) -> None:
     floor = column.log_floor if column.logarithmic else -np.inf
-    gold = np.maximum(
-        arena.repeats(GOLD, column.metric) + arena.repeats("retrain_again", column.metric), floor
-    )
+    both = [arena.repeats(m, column.metric) for m in (GOLD, methods.LUCK)]
+    gold = np.maximum(np.concatenate(both), floor)
     if len(gold):
         middle = float(np.mean(gold))
         axis.axvspan(gold.min(), gold.max(), color="0.88", zorder=0)
@@ -168,6 +163,7 @@ GOALS = {  # what is wanted, and the share of gold's mini-batches that learning 
     "takes long to come back": 0.5,
 }
 NAMED = 1.0  # percent of images on which a class may still be named, at most, in every repeat
+LOST = 5.0  # points of retain accuracy that a method may lack to gold, in the mean
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ class Advice:
         have: in words.
         want: in words.
         title: of the method that keeps most of the rest; empty where none serves.
-        kept: its retain accuracy, percent, mean over repeats.
+        kept: its retain accuracy, percent, with half its 95 % interval.
         again: mini-batches to learn again, as a share of gold's.
         cost: in retrainings.
     """
@@ -186,7 +182,7 @@ class Advice:
     have: str
     want: str
     title: str = ""
-    kept: float = float("nan")
+    kept: str = "-"
     again: float = float("nan")
     cost: float = float("nan")
 
@@ -194,17 +190,21 @@ class Advice:
 def advice(arena: Arena) -> list[Advice]:
     """Choose for each access and each goal the method that keeps most of the rest.
 
-    Only methods serve that name what is gone in at most `NAMED` percent, in every repeat. Retraining,
+    Only methods serve that name what is gone in at most `NAMED` percent, in every repeat, and that lack
+    at most `LOST` points to gold: a wrecked network learns nothing again, and is no answer. Retraining,
     for which one needs everything and the time, ends the list.
     """
-    again_of_gold = arena.mean(GOLD, "relearn_time")
+    again_of_gold, least = (
+        arena.mean(GOLD, "relearn_time"),
+        arena.mean(GOLD, "retain_accuracy") - LOST,
+    )
     found = []
     for have, families in ACCESS.items():
         silent = [
             method
-            for method, family in arena.families.items()
-            if family in families
-            and max(arena.repeats(method, "forget_accuracy"), default=np.inf) <= NAMED
+            for method in arena.family(*families)
+            if max(arena.repeats(method, "forget_accuracy"), default=np.inf) <= NAMED
+            and arena.mean(method, "retain_accuracy") >= least
         ]
         for want, share in GOALS.items():
             able = [m for m in silent if share <= _again(arena, m) / again_of_gold]
@@ -217,8 +217,8 @@ def _row(arena: Arena, have: str, want: str, method: str) -> Advice:
     return Advice(
         have,
         want,
-        arena.titles.get(method, method),
-        arena.mean(method, "retain_accuracy"),
+        arena.known.loc[method, "title"],
+        statistics.written(arena.repeats(method, "retain_accuracy"), digits=1),
         arena.mean(method, "relearn_time") / arena.mean(GOLD, "relearn_time"),
         arena.mean(method, "cost"),
     )
