@@ -24,7 +24,7 @@ from dask import config as dask_config
 from distributed import Client, LocalCluster
 from joblib.externals.loky import get_reusable_executor
 
-from unlearnlib.pipeline import clock, records, seeds
+from unlearnlib.pipeline import clock, paths, records, seeds
 from unlearnlib.pipeline import sweep as sweep_module
 from unlearnlib.pipeline.records import Record
 from unlearnlib.pipeline.registry import Named
@@ -140,6 +140,10 @@ def positional(seed: int) -> dict:
 def anything(**arguments: object) -> dict:
     """Take whatever is given."""
     return {}
+
+
+def where(*, seed: int) -> dict:
+    return {"root": str(paths.root())}
 
 
 def who(*, seed: int) -> dict:
@@ -262,7 +266,10 @@ def test_number_of_workers_changes_nothing(store: Path) -> None:
 
 def test_threads_of_one_process_do_not_share_a_seed(store: Path) -> None:
     alone = sweep(wait_and_draw, tasks(4), store=store / "alone")
-    given = [(name, wait_and_draw, args, store, "key", {}, 0) for name, args in tasks(4).items()]
+    given = [
+        (name, wait_and_draw, args, store, "key", {}, 0, paths.root())
+        for name, args in tasks(4).items()
+    ]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda arguments: sweep_module._run(*arguments), given))
     for name, record in alone.items():
@@ -309,6 +316,17 @@ def test_no_more_processes_start_than_there_are_runs(
 def test_workers_share_the_runs(store: Path) -> None:
     found = sweep(who, tasks(4), store=store, workers=2)
     assert len({record.result["who"] for record in found.values()} - {os.getpid()}) == 2
+
+
+def test_workers_that_served_another_project_serve_this_one(
+    store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Worker processes stay between sweeps; relative paths are those of the caller's folder."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        monkeypatch.setenv("UNLEARNLIB_ROOT", str(folder))
+        found = sweep(where, tasks(4), store=store / folder.name, workers=2)
+        assert {record.result["root"] for record in found.values()} == {str(folder)}
 
 
 def test_seconds_and_timings_lie_beside_the_result(store: Path) -> None:

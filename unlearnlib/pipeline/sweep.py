@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import platform
 import random
 import re
@@ -110,7 +111,9 @@ def sweep(
     wanted = shard.own(keys) if shard else list(keys)
     missing = [name for name in wanted if not _found(store, name, keys[name])]
     jobs = [
-        joblib.delayed(_run)(name, run, dict(tasks[name]), store, keys[name], keys_of.code, retries)
+        joblib.delayed(_run)(
+            name, run, dict(tasks[name]), store, keys[name], keys_of.code, retries, root()
+        )
         for name in missing
     ]
     _raise_failures(store, _execute(jobs, min(workers, max(1, len(jobs))), engine))
@@ -458,8 +461,11 @@ def _run(
     key: str,
     code: Mapping[fingerprint.Thing, str],
     retries: int,
+    project: Path,
 ) -> tuple[str, str | None]:
     """Do one task and store the record; return its name and, on failure, the error.
+
+    A worker outlives its sweep and serves the next one, which may be of another project's folder.
 
     Raises:
         SweepError: no other run could do better.
@@ -468,6 +474,8 @@ def _run(
         try:
             _check_memory(code)
             with _ALONE, _one_thread(), _seeded(run, arguments), clock.collected() as timings:
+                if root() != project:
+                    os.environ["UNLEARNLIB_ROOT"] = str(project)
                 started = time.perf_counter()
                 result = records.plain(_dict(run, run(**arguments)))
                 seconds = time.perf_counter() - started
