@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from unlearnlib.report import figures
+from unlearnlib.zero_shot.variants import ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +112,21 @@ def test_spread_is_the_mean_and_the_range_of_repeats():
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert {(10, 1), (10, 3), (20, 5), (20, 9), (30, 4)} <= corners
     np.testing.assert_allclose(band.get_facecolor()[0], to_rgba("red", 0.2))
+
+
+def test_a_method_has_one_colour_in_all_figures() -> None:
+    few = figures.colours(["gkt", "retrain"])
+    many = figures.colours(["original", "gkt_entropy_0.25", "retrain", "gkt_entropy_1", "gkt"])
+    assert few == {name: many[name] for name in few}
+    assert few["retrain"] == "#000000"
+
+
+def test_variants_have_colours_that_no_other_line_has() -> None:
+    names = ["gkt", "gkt_no_attention", "gkt_a", "gkt_b", "gkt_c", "gkt_d", "gkt_e"]
+    assert len(set(figures.colours(names).values())) == len(names)
+    assert list(figures.colours(f"x{k}" for k in range(30))) == [f"x{k}" for k in range(30)]
+
+
+def test_rows_of_the_main_table_have_colours_of_their_own() -> None:
+    found = figures.colours(ROWS)
+    assert len(set(found.values())) == len(ROWS)

@@ -3,7 +3,7 @@
 import base64
 import io
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +15,22 @@ from matplotlib.figure import Figure
 WIDTH = 7.5  # inches, of a page
 RESOLUTION = 144  # dots per inch, shown at 96
 
+# of each method, in every figure: gold black, the original grey, a family in shades of one colour
+_OF_METHODS = {
+    "retrain": "#000000", "retrain_again": "#5c5c5c", "original": "#a0a0a0", "none": "#a0a0a0",
+    "gkt": "#0173b2", "gkt_no_attention": "#56b4e9", "gkt_entropy": "#0b3c5d",
+    "gkt_prior": "#029e73", "gkt_prior_no_attention": "#7fd1b9", "gkt_prior_entropy": "#01523c",
+    "deep_inversion_100": "#de8f05", "deep_inversion_6000": "#8a5903",
+    "mm_noise": "#cc78bc", "mm_noise_repaired": "#7a3b6d",
+    "masked_distillation": "#d55e00", "masked_logit": "#e3b8a0", "random_class_row": "#ca9161",
+    "random_embeddings": "#f2a0c8",
+    "fine_tune": "#88ccee", "gradient_ascent": "#aa4499", "random_labels": "#44aa99",
+    "delete": "#882255", "scrub": "#332288", "salun": "#999933",
+    "first_order": "#0173b2", "newton": "#d55e00", "second_order": "#029e73",
+    "second_order_cubic": "#01523c", "rif": "#ca9161", "pif": "#cc78bc", "fif": "#7a3b6d",
+    "gif": "#de8f05",
+}  # fmt: skip
+
 Pictures = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N, H, W], classes [N], confidence [N]
 
 
@@ -22,6 +38,22 @@ def theme() -> None:
     """Set the study's look: white ground, colour-blind safe colours."""
     sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95)
     plt.rcParams |= {"figure.constrained_layout.use": True, "axes.titlesize": "medium"}
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Give methods their colours, the same in every figure.
+
+    Args:
+        names: of methods, as in tables; one that has no colour of its own, such as a variant, takes
+            one that no other of these has, or a grey where there are too many.
+
+    Returns:
+        the colour of each, in hexadecimal digits.
+    """
+    names = list(dict.fromkeys(names))
+    taken = {_OF_METHODS[name] for name in names if name in _OF_METHODS}
+    free = iter([one for one in sns.color_palette("colorblind").as_hex() if one not in taken])
+    return {name: _OF_METHODS.get(name) or next(free, "#d0d0d0") for name in names}
 
 
 def show(figure: Figure, *, alt: str, caption: str | None = None) -> None:

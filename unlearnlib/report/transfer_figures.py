@@ -20,12 +20,12 @@ def show_progress(results: Results, variants: Sequence[str], seeds: Sequence[int
         seeds: repeats of each.
     """
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), sharex=True)
-    for name in variants:
+    for name, color in figures.colours(variants).items():
         agreement = transfers.smoothed(results, name, seeds, "agreement")
         shares = transfers.passing(results, name, seeds)
         for axis, lines in zip(axes, (agreement, shares), strict=True):
             at = range(1, lines.shape[1] + 1)
-            figures.spread(axis, at, 100 * lines, label=title(name))
+            figures.spread(axis, at, 100 * lines, label=title(name), color=color)
     axes[0].set(xlabel="pseudo-batch", ylabel="agreement with the teacher (%)")
     axes[1].set(xlabel="pseudo-batch", ylabel="images that pass the gate (%)")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -53,11 +53,11 @@ def show_signs(
     lines = -(-len(rules) // 2)
     figure, axes = plt.subplots(lines, 2, figsize=(figures.WIDTH, 2.5 * lines), sharex=True)
     for axis, rule in zip(axes.flat, rules, strict=True):
-        for name in variants:
+        for name, color in figures.colours(variants).items():
             runs = [f"{name}-seed{seed}" for seed in seeds]
             signs = np.array([stops[run]["signs"][rule.name] for run in runs], dtype=float)
             at = [kept["pseudo_batch"] for kept in results[runs[0]]["snapshots"]]
-            figures.spread(axis, at, signs, label=title(name))
+            figures.spread(axis, at, signs, label=title(name), color=color)
         axis.axhline(rule.limit, color="0.4", linestyle=":")
         axis.set_title(rule.title)
     for axis in axes[-1]:
