@@ -251,6 +251,16 @@ def test_tables_scroll_in_a_labelled_box(built: dict[str, BeautifulSoup]) -> Non
     assert scopes == ["col", "col", "col", "row", "row"]
 
 
+def test_long_tables_are_folded_and_say_how_long_they_are() -> None:
+    """A short one is in sight; print shows both."""
+    for rows in (pages.LONGEST_TABLE, pages.LONGEST_TABLE + 1):
+        body = "<tbody>" + "<tr><th>a</th><td>1</td></tr>" * rows + "</tbody>"
+        soup = BeautifulSoup(f"<h1>A</h1><table>{body}</table>", "html.parser")
+        pages._finish_tables(soup)
+        folds = [fold.summary.get_text() for fold in soup.select("details.wall")]
+        assert folds == ([f"Table of {rows} rows"] if rows > pages.LONGEST_TABLE else [])
+
+
 def test_numbers_align_under_their_header(built: dict[str, BeautifulSoup]) -> None:
     aligned = built["12_gkt"].main.table.select(".number")
     assert [cell.get_text() for cell in aligned] == ["retain", "97.12", "-10.57"]

@@ -39,6 +39,7 @@ from unlearnlib.report import glossary, index, interactive
 STUDY = "Machine unlearning, reproducibly"
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_PAGE = 3_000_000  # bytes
+LONGEST_TABLE = 24  # rows that a reader sees at once; longer ones are folded
 THUMBNAIL = (480, 320)  # largest width and height in pixels
 NUMBER = re.compile(r"[-−+±<>\d.,:()\[\]%e∞ –]*|nan|NaN|inf")
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
@@ -262,7 +263,7 @@ def _plain(heading: Tag) -> str:
 
 
 def _finish_tables(soup: BeautifulSoup) -> None:
-    """Make tables scroll in a box of their own, with scoped and aligned cells."""
+    """Make tables scroll in a box of their own, with scoped and aligned cells; fold long ones."""
     for style in soup.find_all("style", scoped=True):
         style.decompose()
     for table in soup.find_all("table"):
@@ -275,7 +276,11 @@ def _finish_tables(soup: BeautifulSoup) -> None:
         _align(table)
         name = table.caption or table.find_previous(HEADINGS)
         label = {"role": "region", "aria-label": f"Table: {_plain(name)}", "tabindex": "0"}
-        table.wrap(_tag(soup, "div", **{"class": "scroll"}, **label))
+        box = table.wrap(_tag(soup, "div", **{"class": "scroll"}, **label))
+        rows = len(table.select("tbody tr"))
+        if rows > LONGEST_TABLE:
+            fold = box.wrap(_tag(soup, "details", **{"class": "wall"}))
+            fold.insert(0, _tag(soup, "summary", f"Table of {rows} rows"))
 
 
 def _join_header(table: Tag) -> None:
