@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from unlearnlib.pipeline import parameters
+from unlearnlib.pipeline import parameters, watch
 from unlearnlib.pipeline.paths import root, write_atomic
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -85,7 +85,8 @@ def _dvc(*arguments: str) -> int:
     # stages call `python`, which must be this one even where the environment is not activated
     search = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", *arguments]
-    return _run(command, cwd=root(), env=os.environ | {"PATH": search})
+    own = {"PATH": search, watch.COMMAND: str(os.getpid())}
+    return _run(command, cwd=root(), env=os.environ | own)
 
 
 def _run(command: list[str], **options: Any) -> int:

@@ -31,7 +31,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from unlearnlib.pipeline import cells, parameters, shards
+from unlearnlib.pipeline import cells, parameters, shards, watch
 from unlearnlib.pipeline.parameters import ParameterError
 from unlearnlib.pipeline.paths import place, root, write_atomic
 
@@ -155,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     checks = commands.add_parser("parameters", help="check a profile; write it to build/params")
     checks.add_argument("--profile", default="quick", help="name of a file in params/")
     options = parser.parse_args(arguments)
+    watch.interrupt_with_command()
     try:
         if options.command == "run":
             _timed_run(options.stem, options.profile, options.shard)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from unlearnlib.pipeline import clock, fingerprint, records, seeds, shards
+from unlearnlib.pipeline import clock, fingerprint, records, seeds, shards, watch
 from unlearnlib.pipeline.paths import root
 from unlearnlib.pipeline.progress import report
 from unlearnlib.pipeline.records import Record, RecordError
@@ -342,8 +342,9 @@ def _outcomes(jobs: list, workers: int, engine: str) -> Iterator[Outcome]:
 
 def _on_this_machine(jobs: list, workers: int) -> Iterator[Outcome]:
     options = {"return_as": "generator_unordered", "batch_size": 1}
+    own = {"initializer": watch.exit_with_parent, "initargs": (os.getpid(),)}
     try:
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
+        with joblib.parallel_config("loky", inner_max_num_threads=1, **own):
             yield from joblib.Parallel(n_jobs=workers, **options)(jobs)
     except BrokenProcessPool as error:
         raise SweepError(
