@@ -1,6 +1,9 @@
 """Paths follow the root, wherever the process stands."""
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,19 @@ def test_write_atomic_keeps_the_old_file_when_writing_fails(
         paths.write_atomic(target, b"new")
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_bytes() == b"old"
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    """What is another machine's, or of a process that lives, stays."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    node, code = platform.node(), 32 * "a"
+    names = [f".b.{node}-{process.pid}.{code}.partial", f".b.{node}-{os.getpid()}.{code}.partial"]
+    names += [
+        f".b.elsewhere-{process.pid}.{code}.partial",
+        f".c.{node}-{process.pid}.{code}.partial",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    paths.write_atomic(tmp_path / "b", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"b", *names[1:]}

@@ -1,10 +1,13 @@
 """Where everything lives, found from the root and never from the working directory."""
 
 import os
+import platform
 import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+from unlearnlib.pipeline import watch
 
 
 def root() -> Path:
@@ -87,11 +90,13 @@ def place(profile: str) -> Place:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` at once or not at all, and make its folder.
 
-    A reader, or a run after a power cut, sees the old file or the new one, never half of one.
+    A reader, or a run after a power cut, sees the old file or the new one, never half of one. What
+    a killed process of this machine left of it goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the new file must be on the same file system as the old one
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    writer = f"{platform.node()}-{os.getpid()}"
+    partial = path.with_name(f".{path.name}.{writer}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as stream:
             stream.write(content)
@@ -100,3 +105,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _remove_leftovers(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    name = re.compile(
+        re.escape(f".{path.name}.{platform.node()}-") + r"(\d+)\.[0-9a-f]{32}\.partial"
+    )
+    for file in path.parent.glob(".*.partial"):
+        if (left := name.fullmatch(file.name)) and not watch.is_there(int(left[1])):
+            file.unlink(missing_ok=True)

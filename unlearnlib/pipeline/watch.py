@@ -31,7 +31,7 @@ def interrupt_with_command() -> None:
         os._exit(1)
 
     if number := os.environ.get(COMMAND):
-        watch(lambda: _is_there(int(number)), end)
+        watch(lambda: is_there(int(number)), end)
 
 
 def watch(alive: Callable[[], bool], end: Callable[[], None]) -> threading.Thread:
@@ -47,7 +47,8 @@ def watch(alive: Callable[[], bool], end: Callable[[], None]) -> threading.Threa
     return thread
 
 
-def _is_there(number: int) -> bool:
+def is_there(number: int) -> bool:
+    """Tell whether there is a process of this number on this machine."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:
