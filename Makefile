@@ -20,7 +20,7 @@ $(STAMP): export PATH := $(CALLERS_PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro status report lab cells test bench lint clean
+.PHONY: help env repro status report lab cells test bench soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ test: $(STAMP) ## run every test, the quick profile from end to end included
 
 bench: $(STAMP) ## time the library against straightforward loops, into benchmarks/results.json
 	$(RUN) benchmarks
+
+soak: $(STAMP) ## run a part of the study elsewhere and kill it on the way, into benchmarks/soak.json
+	$(RUN) benchmarks.soak
 
 lint: $(STAMP) ## check style and format of code and notebooks
 	$(RUN) ruff check .

@@ -542,6 +542,12 @@ class Elsewhere(Strict):
     there: str
 
 
+class Machine(Strict):
+    """Where the page of costs and faults reads what was measured."""
+
+    folder: str
+
+
 class Draw(Strict):
     """The models that answer a drawing, and how they learn again; see `unlearnlib.report.draw`."""
 
@@ -596,4 +602,5 @@ KINDS: dict[str, type] = {
     "own_model": OwnModel,
     "draw": Draw,
     "elsewhere": Elsewhere,
+    "machine": Machine,
 }

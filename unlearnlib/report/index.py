@@ -22,7 +22,7 @@ PARTS = {  # by the number of the first page
     20: "Forget a group, by influence",
     40: "One arena for every method",
     50: "Hands on",
-    60: "Another data set",
+    60: "Another data set, and the machine",
 }
 QUESTIONS = {  # of the parts that have findings
     10: "A zero-shot method may read the trained model and nothing else: no training image, no test "
