@@ -373,6 +373,18 @@ def test_our_own_profiles_can_be(profile: str) -> None:
     assert checks.check(profile) == parameters.load(profile)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("mm_noise", "factor_seeds"), ("gkt", "factor_seeds"), ("gkt", "branch_seeds"),
+        ("gkt_prior", "factor_seeds"), ("deep_inversion", "factor_seeds"),
+    ],
+)  # fmt: skip
+def test_factors_need_not_be_run(quick: parameters.Sections, path: tuple[str, str]) -> None:
+    assert problems(quick, path, []) == []
+    assert problems(quick, (path[0], "seeds"), [])
+
+
 def test_selecting_a_profile_names_it_for_dvc(house: Path) -> None:
     file = house / "params" / "profiles.yaml"
     file.write_text("# comment\nprofiles: [quick]\n")

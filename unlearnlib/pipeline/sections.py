@@ -87,6 +87,7 @@ Weight = Annotated[float, Ge(0)]
 Inside = Annotated[float, Gt(0), Lt(1)]
 Distinct = Annotated[list[Item], MinLen(1), AfterValidator(_distinct)]
 Seeds = Distinct[Number]
+SomeSeeds = Annotated[list[Number], AfterValidator(_distinct)]  # or none
 Sizes = Distinct[Count]
 Labels = Distinct[Number]
 UNSCALED = [name for name, entry in ESTIMATORS.items() if not entry.scaled]
@@ -217,7 +218,7 @@ class MMNoise(Strict):
     seeds: Seeds
     settings: mm_noise.Settings
     remedies: Variants
-    factor_seeds: Seeds
+    factor_seeds: SomeSeeds
 
     @model_validator(mode="after")
     def _remedies_are_apart(self) -> "MMNoise":
@@ -239,7 +240,7 @@ class GKTPrior(Strict):
     settings: gkt.Transfer
     variants: Variants
     factors: Variants
-    factor_seeds: Seeds
+    factor_seeds: SomeSeeds
     stop: stopping.Stop
 
     def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -252,7 +253,7 @@ class GKT(GKTPrior):
 
     start: dict[str, Any]
     branches: Variants
-    branch_seeds: Seeds
+    branch_seeds: SomeSeeds
 
     def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
         """List what is changed in the settings, see the base."""
@@ -267,7 +268,7 @@ class DeepInversion(Strict):
     per_class: Sizes
     factors_at: Count
     factors: Variants
-    factor_seeds: Seeds
+    factor_seeds: SomeSeeds
 
     @model_validator(mode="after")
     def _has_factors(self) -> "DeepInversion":
