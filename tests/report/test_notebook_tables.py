@@ -129,3 +129,26 @@ def test_other_columns_stay_as_they_are():
     table = pd.DataFrame({"x": [0.5, 98.25], "n": [3, 5], "name": ["a", "b"], "yes": [True, False]})
     assert notebook.for_people(table).equals(table)
     assert notebook.for_people(table.iloc[:0]).empty
+
+
+def test_headings_can_break_and_mixed_columns_are_numbers():
+    index = pd.Index(["a_b", "c"], name="a_key")
+    table = pd.DataFrame(
+        {"retain_mark": [97.12, "-"], "low": pd.Series([67.0, None], dtype=object).to_list(),
+         "n": [2.0, 3.0], 5: [True, None]}, index=index,
+    )  # fmt: skip
+    table["high"] = pd.Series([67.0, 97.25], index=index, dtype=object)
+    shown = notebook.for_people(table)
+    assert list(shown.columns) == ["retain mark", "low", "n", 5, "high"]
+    assert shown.index.name == "a key" and list(shown.index) == ["a_b", "c"]
+    assert shown["n"].tolist() == ["2", "3"] and shown["low"].tolist() == ["67", "-"]
+    assert shown["high"].dtype == float and shown["retain mark"].tolist() == [97.12, "-"]
+    assert list(table.columns)[0] == "retain_mark"
+
+
+def test_merged_headings_and_double_ones_stay():
+    columns = pd.MultiIndex.from_tuples([("a_b", "x"), ("a_b", "y"), ("a_b", "y")])
+    table = pd.DataFrame([[1.0, float("nan"), 3.0], [2.5, 1.0, -0.0]], columns=columns)
+    shown = notebook.for_people(table)
+    assert list(shown.columns) == [("a b", "x"), ("a b", "y"), ("a b", "y")]
+    assert shown.iloc[:, 1].tolist() == ["-", "1"] and shown.iloc[:, 2].tolist() == ["3", "0"]

@@ -1,5 +1,7 @@
 """What every notebook does with a table: keep it for the report, and show it under a caption."""
 
+from collections.abc import Hashable
+
 import numpy as np
 import pandas as pd
 from IPython.display import display
@@ -31,25 +33,49 @@ def show_table(table: pd.DataFrame | pd.Series, caption: str) -> None:
 
 
 def for_people(table: pd.DataFrame) -> pd.DataFrame:
-    """Write the values of a table that are of no use to a reader as they stand.
+    """Write a table as a reader wants it, whatever it is called and holds in the files.
 
-    What is missing becomes ``-``, what is infinite ``∞``, minus zero zero, and whole numbers lose
-    their ``.0`` where they are counts, in columns that hold any of these; others stay numbers.
+    Headings have spaces for underscores, so that they can break. What is missing becomes ``-``, what
+    is infinite ``∞``, minus zero zero, and whole numbers lose their ``.0`` where they are counts, in
+    columns that hold any of these; others stay numbers.
     """
-    return table.apply(_column) if len(table) else table
+    shown = table.rename(columns=_heading).rename_axis(
+        index=[_heading(name) for name in table.index.names],
+        columns=[_heading(name) for name in table.columns.names],
+    )
+    for place in range(shown.shape[1] if len(shown) else 0):
+        shown.isetitem(place, _column(shown.iloc[:, place]))
+    return shown
+
+
+def _heading(name: Hashable) -> Hashable:
+    return name.replace("_", " ") if isinstance(name, str) else name
 
 
 def _column(values: pd.Series) -> pd.Series:
+    numbers = values.dtype == object and all(map(_is_number, values.dropna()))
+    if numbers and values.notna().any():
+        values = values.astype(float)
     if pd.api.types.is_float_dtype(values) or pd.api.types.is_integer_dtype(values):
         known = values.dropna().astype(float)
         known = known[np.isfinite(known)]
-        counts = bool(len(known)) and (known % 1 == 0).all() and known.abs().max() >= 1000
+        whole = bool(len(known)) and (known % 1 == 0).all()
+        counts = whole and (known.abs().max() >= 1000 or _counts(values))
         negative_zero = ((known == 0) & np.signbit(known)).any()
         if len(known) == len(values) and not counts and not negative_zero:
             return values
-        digits = 0 if counts or (known % 1 == 0).all() else _digits(known)
+        digits = 0 if whole else _digits(known)
         return values.map(lambda value: _written(value, digits))
     return values.astype(object).where(values.notna(), "-") if values.isna().any() else values
+
+
+def _counts(values: pd.Series) -> bool:
+    """Tell whether a column holds numbers of repeats that something made floats."""
+    return values.name == "n" and pd.api.types.is_float_dtype(values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _digits(known: pd.Series) -> int:
