@@ -143,7 +143,7 @@ def test_headings_can_break_and_mixed_columns_are_numbers():
     assert shown.index.name == "a key" and list(shown.index) == ["a_b", "c"]
     assert shown["n"].tolist() == ["2", "3"] and shown["low"].tolist() == ["67", "-"]
     assert shown["high"].dtype == float and shown["retain mark"].tolist() == [97.12, "-"]
-    assert list(table.columns)[0] == "retain_mark"
+    assert next(iter(table.columns)) == "retain_mark"
 
 
 def test_merged_headings_and_double_ones_stay():

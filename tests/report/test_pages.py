@@ -462,3 +462,24 @@ def test_command_line_builds_and_names_the_index(
     with pytest.raises(SystemExit):
         pages.main(["--profile", "../x"])
     assert "'../x'" in capsys.readouterr().err
+
+
+def test_pages_of_former_code_say_so(project: Path) -> None:
+    """And so does the index, beside them; those of this code say nothing."""
+    file = project / "params" / "former.csv"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        "# why\nprofile,notebook,revision\nquick,12_gkt,abc1234\nstandard,01_data,def5678\n"
+    )
+    pages.build("quick")
+    reports = place("quick").reports
+    said = {
+        path.stem: [
+            p.get_text() for p in BeautifulSoup(path.read_text(), "html.parser").select(".former")
+        ]
+        for path in (reports / "index.html", *reports.glob("pages/*.html"))
+    }
+    assert said["01_data"] == []
+    (line,) = said["12_gkt"]
+    assert line.startswith("Computed by former code, commit abc1234.")
+    assert said["index"] == ["Computed by former code, commit abc1234."]

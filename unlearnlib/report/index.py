@@ -3,6 +3,7 @@
 import base64
 import csv
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -41,6 +42,7 @@ class Shown(Protocol):
     """A page, as far as the index shows it; see `pages.Page`."""
 
     stem: str
+    former: str
 
 
 @dataclass
@@ -78,6 +80,7 @@ def context(pages: Sequence[Shown], where: Place) -> dict[str, Any]:
         "headline": headline(where.tables / "headline.csv"),
         "files": files(where),
         "citation": citation(),
+        "former": defaultdict(str, {page.stem: page.former for page in pages}),
         "reference": (where.reports / "reference" / "index.html").is_file(),
     }
 

@@ -7,6 +7,7 @@ and the board a table. The same notebooks always give the same bytes.
 
 import argparse
 import base64
+import csv
 import fcntl
 import io
 import json
@@ -15,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,6 +84,7 @@ class Page:
     alt: str
     interactive: bool
     draws: bool
+    former: str = ""  # the commit that ran it, where that is not the one of the report
 
     @property
     def number(self) -> str:
@@ -369,6 +371,16 @@ def read_page(path: Path, *, stems: set[str], pages: Path) -> Page:
     return _page(path.stem, soup, contents)
 
 
+def former(profile: str) -> dict[str, str]:
+    """Read which executed notebooks of a profile former code left: the commit, by notebook."""
+    file = root() / "params" / "former.csv"
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = csv.DictReader(line for line in stream if not line.startswith("#"))
+        return {row["notebook"]: row["revision"] for row in rows if row["profile"] == profile}
+
+
 def _page(stem: str, soup: BeautifulSoup, contents: list[Heading]) -> Page:
     first = soup.find(HEADINGS)
     paragraph = first.find_next(lambda tag: tag.name == "p" and tag.find_parent(class_="markdown"))
@@ -504,7 +516,11 @@ def build(profile: str) -> Path:
     where = place(profile)
     notebooks = _notebooks(where)
     stems = {path.stem for path in notebooks}
-    pages = [read_page(path, stems=stems, pages=where.pages) for path in notebooks]
+    older = former(profile)
+    pages = [
+        replace(read_page(path, stems=stems, pages=where.pages), former=older.get(path.stem, ""))
+        for path in notebooks
+    ]
     files = {f"{page.stem}.html": html for page, html in _render_pages(pages, where)}
     first = _render_index(pages, where)
     for name, html in [*files.items(), ("index.html", first)]:
