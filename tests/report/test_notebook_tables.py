@@ -152,3 +152,8 @@ def test_merged_headings_and_double_ones_stay():
     shown = notebook.for_people(table)
     assert list(shown.columns) == [("a b", "x"), ("a b", "y"), ("a b", "y")]
     assert shown.iloc[:, 1].tolist() == ["-", "1"] and shown.iloc[:, 2].tolist() == ["3", "0"]
+
+
+def test_a_column_of_nothing_is_dashes():
+    table = pd.DataFrame({"never": [float("nan"), float("nan")], "nor": [None, None]})
+    assert notebook.for_people(table).to_numpy().tolist() == [["-", "-"], ["-", "-"]]

@@ -80,7 +80,8 @@ def _is_number(value: object) -> bool:
 
 def _digits(known: pd.Series) -> int:
     """Return the digits after the point that the values have, at six significant ones."""
-    return max(len(f"{value:.6g}".partition(".")[2].partition("e")[0]) for value in known)
+    found = [len(f"{value:.6g}".partition(".")[2].partition("e")[0]) for value in known]
+    return max(found, default=0)
 
 
 def _written(value: float, digits: int) -> str:
