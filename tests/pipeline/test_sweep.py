@@ -329,6 +329,12 @@ def test_workers_that_served_another_project_serve_this_one(
         assert {record.result["root"] for record in found.values()} == {str(folder)}
 
 
+def test_a_sweep_of_no_runs_leaves_a_folder_that_git_keeps(store: Path) -> None:
+    assert sweep(draw, {}, store=store) == {} and files(store) == {".gitkeep"}
+    sweep(draw, tasks(1), store=store)
+    assert files(store) == {"run-0.pt", "run-0.json"}
+
+
 def test_seconds_and_timings_lie_beside_the_result(store: Path) -> None:
     record = sweep(measure, tasks(1), store=store)["run-0"]
     assert record.timings["all"] >= record.timings["part"] >= 0.04
@@ -516,7 +522,7 @@ def test_results_are_set_aside_and_come_back(store: Path, tmp_path: Path) -> Non
     (store / "folder.pt").mkdir()
     (store / "foreign.pt").write_bytes(b"of somebody else")
     assert sweep(draw, {}, store=store) == {}
-    assert files(store) == {"README.md", "folder.pt"}
+    assert files(store) == {"README.md", "folder.pt", ".gitkeep"}
     assert len(files(aside)) == 7
     assert b"of somebody else" in {path.read_bytes() for path in aside.iterdir()}
     again = sweep(draw, tasks(3, log=log), store=store)

@@ -121,6 +121,7 @@ def sweep(
         _check_others(store, keys, shard)
     else:
         _clean_up(store, set(keys))
+        _keep_folder(store, empty=not keys)
     return {name: records.read(_file(store, name)) for name in tasks}
 
 
@@ -139,6 +140,16 @@ def _file(store: Path, name: str) -> Path:
 
 
 # ------------------------------------------------------------------------------------ tasks
+
+
+def _keep_folder(store: Path, *, empty: bool) -> None:
+    """Let a stage find its folder where it asks for no run, and git keep it, by an empty file."""
+    mark = store / ".gitkeep"
+    if empty:
+        store.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    else:
+        mark.unlink(missing_ok=True)
 
 
 def _check(run: Run, tasks: Mapping[str, Arguments]) -> None:
