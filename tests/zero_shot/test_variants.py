@@ -69,7 +69,9 @@ def test_rows_say_what_a_method_reads_and_how_much_it_was_tuned():
     read = {name for name, row in variants.ROWS.items() if row.reads != "nothing"}
     assert read == {"original", "retrain", "delete"}
     assert variants.ROWS["delete"].reads == "the forgotten classes"
-    assert variants.ROWS["masked_logit"].tuned == 0
+    assert variants.ROWS["masked_logit"].tuned == 0 and variants.ROWS["masked_logit"].tried == "0"
+    assert variants.ROWS["gkt_prior"].tuned is None
+    assert variants.ROWS["gkt_prior"].tried == "not kept"
     assert variants.ROWS["masked_distillation"].tuned == trials.count("masked_distillation")
 
 

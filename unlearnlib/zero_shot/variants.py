@@ -28,12 +28,17 @@ class Row(Named):
         stage: whose runs it is made of.
         reads: of the training data, beside the original model; in words.
         tuned: settings that were tried for it on validation images before it was run; 0 where it
-            runs as published, or has nothing to choose.
+            runs as published, or has nothing to choose; None where the trials were not kept.
     """
 
     stage: str
     reads: str = field(default="nothing", compare=False)
-    tuned: int = field(default=0, compare=False)
+    tuned: int | None = field(default=0, compare=False)
+
+    @property
+    def tried(self) -> str:
+        """How many settings were tried, in words."""
+        return "not kept" if self.tuned is None else str(self.tuned)
 
 
 ROWS: Registry[Row] = Registry(
@@ -50,11 +55,11 @@ ROWS: Registry[Row] = Registry(
     Row("gkt", "GKT", "gkt"),
     Row("gkt_entropy", "GKT, entropy criterion", "gkt"),
     Row("gkt_no_attention", "GKT, no attention", "gkt"),
-    Row("gkt_prior", "GKT with prior", "gkt_prior", tuned=4),
-    Row("gkt_prior_entropy", "GKT with prior, entropy criterion", "gkt_prior"),
-    Row("gkt_prior_no_attention", "GKT with prior, no attention", "gkt_prior"),
-    Row("deep_inversion_100", "DeepInversion, 100 images a class", "deep_inversion", tuned=3),
-    Row("deep_inversion_6000", "DeepInversion, 6000 images a class", "deep_inversion", tuned=1),
+    Row("gkt_prior", "GKT with prior", "gkt_prior", tuned=None),
+    Row("gkt_prior_entropy", "GKT with prior, entropy criterion", "gkt_prior", tuned=None),
+    Row("gkt_prior_no_attention", "GKT with prior, no attention", "gkt_prior", tuned=None),
+    Row("deep_inversion_100", "DeepInversion, 100 images a class", "deep_inversion", tuned=None),
+    Row("deep_inversion_6000", "DeepInversion, 6000 images a class", "deep_inversion", tuned=None),
 )
 TO_ITS_END = "_to_its_end"  # behind the name of a transfer: its last snapshot, which no rule chose
 
