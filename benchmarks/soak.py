@@ -52,7 +52,7 @@ class Blow:
     Attributes:
         name: in words.
         number: of the signal.
-        target: ``command``, its ``group``, a ``runner``, a ``kernel`` or a ``worker``.
+        target: ``command``, the ``tree`` of it and all below, a ``runner``, ``kernel`` or ``worker``.
     """
 
     name: str
@@ -100,7 +100,7 @@ def command(copy: Path, **variables: str) -> subprocess.Popen:
 
 
 def whole(copy: Path, **variables: str) -> float:
-    """Run the part to its end and build its pages; return the seconds of the run.
+    """Run the part to its end; return the seconds that it took.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
@@ -191,7 +191,7 @@ def struck(copy: Path, blow: Blow, after: float) -> dict[str, Any] | None:
     """Start the part, strike after some seconds, and see what is left.
 
     Returns:
-        the case, the stage that ran, ``orphans`` a while later and ``printed`` lines; None if the run
+        the case, the stage that ran, ``orphans`` a while later, and whether a traceback was printed; None if the run
         had ended before, or there was nothing to strike.
     """
     before = (copy / "log.txt").stat().st_size
@@ -216,7 +216,7 @@ def struck(copy: Path, blow: Blow, after: float) -> dict[str, Any] | None:
     return {
         "blow": blow.name, "seconds": round(after, 1),
         "stage": stages[-1].partition("@")[0] if stages else "before the first",
-        "orphans": [" ".join(one.cmdline())[:200] for one in left],
+        "orphans": [str(one) for one in left],
         "traceback": "Traceback" in told,
     }  # fmt: skip
 
