@@ -483,3 +483,5 @@ def test_pages_of_former_code_say_so(project: Path) -> None:
     (line,) = said["12_gkt"]
     assert line.startswith("Computed by former code, commit abc1234.")
     assert said["index"] == ["Computed by former code, commit abc1234."]
+    foot = (reports / "pages" / "12_gkt.html").read_text().partition("Provenance")[2]
+    assert "abc1234" in foot and "3.11" not in foot  # nor what the other pages ran on

@@ -127,6 +127,7 @@ def picture(arena: overview.Arena) -> dict[str, str]:
         "often an attacker tells it from a retrained model, and what it costs.",
         "caption": overview.HERO,
         "request": arena.request.replace("_", " "),
+        "page": "41_arena",
         "n": str(len(arena.repeats(overview.GOLD, "retain_accuracy"))),
     }
 

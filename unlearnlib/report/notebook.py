@@ -28,7 +28,8 @@ def save_table(
 def show_table(table: pd.DataFrame | pd.Series, caption: str) -> None:
     """Show a table under a caption, which the report repeats; see `for_people`."""
     shown = table.to_frame() if isinstance(table, pd.Series) else table
-    with pd.option_context("display.max_colwidth", None):  # no text is cut off
+    # no text is cut off and no row left out; the report folds long tables
+    with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
         display(for_people(shown), metadata={"caption": caption})
 
 

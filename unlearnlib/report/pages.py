@@ -548,9 +548,10 @@ def _render_pages(pages: list[Page], where: Place) -> Iterator[tuple[Page, str]]
     around = [None, *pages, None]
     for number, page in enumerate(pages, start=1):
         neighbours = {"previous": around[number - 1], "next": around[number + 1]}
+        own = {"provenance": [("code revision", page.former)]} if page.former else {}
         html = template.render(
             page=page, number=number, total=len(pages), scripts=_scripts(page), **neighbours,
-            **shared,
+            **shared | own,
         )  # fmt: skip
         yield page, html
 

@@ -19,7 +19,7 @@ def show_progress(results: Results, variants: Sequence[str], seeds: Sequence[int
         variants: a line each.
         seeds: repeats of each.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.4), sharex=True)
     for name, color in figures.colours(variants).items():
         agreement = transfers.smoothed(results, name, seeds, "agreement")
         shares = transfers.passing(results, name, seeds)
