@@ -575,7 +575,7 @@ def test_closure_follows_every_kind_of_import(study: Path) -> None:
 def test_closure_includes_unlearnlib_and_nothing_installed(study: Path) -> None:
     (study / "apart.py").write_text("import torch\nfrom unlearnlib.pipeline.paths import root\n")
     names = [path.name for path in fingerprint.closure("study.apart") if path.parent != study]
-    assert names == ["__init__.py", "__init__.py", "paths.py"]
+    assert names == ["__init__.py", "__init__.py", "paths.py", "watch.py"]
 
 
 def test_notebook_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
