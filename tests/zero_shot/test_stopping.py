@@ -80,6 +80,26 @@ def test_signs_are_read_off_snapshots_and_history(monkeypatch: pytest.MonkeyPatc
         assert value == pytest.approx(student(probe).softmax(1)[:, 1].mean().item(), rel=RTOL)
     expected = stopping.smoothed(found["history"]["slope"])
     assert signs["slope"] == [expected[1], expected[3]]  # after pseudo-batches 2 and 4
+    first, second = signs["odds"]
+    assert signs["rise"] == [0.0, max(second - first, 0.0)]
+    assert signs["either"] == [
+        stopping.either(*both) for both in zip(signs["leak"], signs["odds"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("leak", "odds", "expected"),
+    [
+        (0.02, -2.3, 0.0),  # both at their limits
+        (0.02, -3.0, 0.0),  # the leak alone
+        (0.002, -2.3, 0.0),  # the log-odds alone
+        (0.02 * math.e, -9.0, 1.0),  # in nats above the limit
+        (0.0, -1.3, 1.0),
+        (NAN, -1.3, 1.0),  # a gap of the leak says nothing
+    ],
+)
+def test_the_sign_of_either_is_the_one_that_speaks_first(leak: float, odds: float, expected: float):
+    assert stopping.either(leak, odds) == pytest.approx(expected)
 
 
 def test_a_stopped_run_delivers_the_snapshot_and_counts_what_it_took(
@@ -149,3 +169,20 @@ def test_limits_are_compared_by_what_they_cost():
     none = stopping.compared([curve], [[0, 0, 0, 0]], [])  # where a sign never changes
     assert none["too_late"].tolist() == none["regret"].tolist() == []
     assert late["regret"].isna().all()
+
+
+def test_the_onset_is_the_sign_where_a_run_is_first_too_late():
+    signs = [0.1, 0.2, 0.3, 0.4]
+    curve = pd.DataFrame({"forget_accuracy": [0.0, 1.0, 1.5, 0.0]})  # 1 % is still forgotten
+    assert stopping.onset(curve, signs) == 0.3
+    assert math.isnan(stopping.onset(curve.assign(forget_accuracy=0.0), signs))
+
+
+def test_a_prediction_limit_holds_for_one_run_more_as_often_as_it_says():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
+    held = [last >= stopping.prediction_limit(list(runs)) for *runs, last in values]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.01)
+    # mean 1, standard deviation 1; Student's t of one degree of freedom at 95 % is 6.3138
+    expected = 1 - 6.3138 * math.sqrt(0.5) * math.sqrt(1.5)
+    assert stopping.prediction_limit([0.5, NAN, 1.5]) == pytest.approx(expected, rel=1e-4)
+    assert math.isnan(stopping.prediction_limit([0.5, NAN]))

@@ -250,7 +250,7 @@ def _originals_are_trained(
 
 def _other_classes_are_there(data: Data, study: Study) -> Problems:
     known = range(len(SOURCES[data.source].classes))
-    for key in ("development", "reported"):
+    for key in ("development", "reported", "confirmed"):
         keys = ("study", "other_classes", key)
         yield from _among(keys, getattr(study.other_classes, key), known, "the classes")
 

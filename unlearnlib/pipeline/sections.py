@@ -87,7 +87,7 @@ Weight = Annotated[float, Ge(0)]
 Inside = Annotated[float, Gt(0), Lt(1)]
 Distinct = Annotated[list[Item], MinLen(1), AfterValidator(_distinct)]
 Seeds = Distinct[Number]
-SomeSeeds = Annotated[list[Number], AfterValidator(_distinct)]  # or none
+SomeNumbers = Annotated[list[Number], AfterValidator(_distinct)]  # or none
 Sizes = Distinct[Count]
 Labels = Distinct[Number]
 UNSCALED = [name for name, entry in ESTIMATORS.items() if not entry.scaled]
@@ -161,6 +161,7 @@ class OtherClasses(Strict):
 
     development: Labels
     reported: Labels
+    confirmed: SomeNumbers
 
 
 class Study(Strict):
@@ -218,7 +219,7 @@ class MMNoise(Strict):
     seeds: Seeds
     settings: mm_noise.Settings
     remedies: Variants
-    factor_seeds: SomeSeeds
+    factor_seeds: SomeNumbers
 
     @model_validator(mode="after")
     def _remedies_are_apart(self) -> "MMNoise":
@@ -240,7 +241,7 @@ class GKTPrior(Strict):
     settings: gkt.Transfer
     variants: Variants
     factors: Variants
-    factor_seeds: SomeSeeds
+    factor_seeds: SomeNumbers
     stop: stopping.Stop
 
     def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -253,7 +254,7 @@ class GKT(GKTPrior):
 
     start: dict[str, Any]
     branches: Variants
-    branch_seeds: SomeSeeds
+    branch_seeds: SomeNumbers
 
     def changed(self) -> dict[str, dict[str, dict[str, Any]]]:
         """List what is changed in the settings, see the base."""
@@ -268,7 +269,7 @@ class DeepInversion(Strict):
     per_class: Sizes
     factors_at: Count
     factors: Variants
-    factor_seeds: SomeSeeds
+    factor_seeds: SomeNumbers
 
     @model_validator(mode="after")
     def _has_factors(self) -> "DeepInversion":

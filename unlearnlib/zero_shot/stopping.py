@@ -8,13 +8,16 @@ the run is stopped at the last snapshot before the sign first rises above the li
 Symbols: T teacher, S student, C_f forget classes.
 """
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from scipy import stats
 from torch import Tensor, nn
 
 from unlearnlib.data.requests import Classes
@@ -36,10 +39,12 @@ class Rule(Named):
     Attributes:
         limit: the run is stopped before the sign rises above.
         asks: whether it asks about images of C_f that were inverted from T.
+        mended: whether it was made after the runs that are reported had been seen, as a remedy.
     """
 
     limit: float
     asks: bool = False
+    mended: bool = False
 
 
 RULES: Registry[Rule] = Registry(
@@ -48,7 +53,13 @@ RULES: Registry[Rule] = Registry(
     Rule("slope", "slope of the log-odds", 0.55),
     Rule("probe", "probability on the probe", 0.03, asks=True),
     Rule("odds", "largest log-odds on the probe", -1.8, asks=True),
+    Rule("rise", "rise of these log-odds from their lowest", 4.0, asks=True, mended=True),
+    Rule("either", "leak or log-odds, with a margin", 0.0, asks=True, mended=True),
 )
+
+# Limits of the two signs of `either`: of what they were when a class of the development runs came
+# back, the lower limit for one run more, at 95 %; see `prediction_limit`
+EITHER = {"leak": 0.02, "odds": -2.3}
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Stop(method.Settings):
         probe: how the images are drawn that rules ask about; ``per_class`` counts those of each class.
     """
 
-    rule: Literal["leak", "slope", "probe", "odds"] = "odds"
+    rule: Literal["leak", "slope", "probe", "odds", "rise", "either"] = "either"
     limit: float | None = None
     probe: Synthesis = field(
         default_factory=lambda: Synthesis(per_class=100, steps=8, prior_steps=200)
@@ -101,10 +112,24 @@ def read(
         return signs
     students = [checkpoints.unpack(kept["model"]) for kept in found["snapshots"]]
     said = [networks.predict(student, probe) for student in students]
+    odds = [losses.odds(logits, request).max().item() for logits in said]
+    lowest = itertools.accumulate(odds, min)
     return signs | {
         "probe": [losses.share(logits, request).mean().item() for logits in said],
-        "odds": [losses.odds(logits, request).max().item() for logits in said],
+        "odds": odds,
+        "rise": [now - before for now, before in zip(odds, lowest, strict=True)],
+        "either": [either(*both) for both in zip(signs["leak"], odds, strict=True)],
     }
+
+
+def either(leak: float, odds: float) -> float:
+    """Measure, in nats, how far the leak or the log-odds are above their limit, whichever is more.
+
+    A leak is a share, in [0, 1]; of one that is NaN, as where the generator has drawn no image that
+    passes the gate, nothing is said.
+    """
+    above = odds - EITHER["odds"]
+    return max(above, math.log(leak / EITHER["leak"])) if leak > 0 else above
 
 
 def smoothed(values: Sequence[float], *, memory: float = 0.8) -> list[float]:
@@ -201,6 +226,34 @@ def compared(
         rows[limit] = [len(found) - len(regrets), mean]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["too_late", "regret"])
     return table.rename_axis("limit")
+
+
+def onset(curve: pd.DataFrame, sign: Sequence[float]) -> float:
+    """Find the sign at the first snapshot that knows more than `FORGOTTEN`; NaN if none does."""
+    late = (curve["forget_accuracy"] > FORGOTTEN).tolist()
+    return sign[late.index(True)] if any(late) else math.nan
+
+
+def prediction_limit(onsets: Sequence[float], *, level: float = 0.95) -> float:
+    """Foretell from some runs what the sign of one run more will not be below when a class comes back.
+
+    The lower limit of Student's prediction interval, ``mean - t s √(1 + 1/n)``: unlike the highest
+    limit at which none of n runs is stopped too late, which one run more will miss with probability
+    1 / (n + 1), it leaves a margin for how the runs differ.
+
+    Args:
+        onsets: of n runs, see `onset`, on a scale on which they are near a normal distribution: a
+            share as its logarithm. NaN is left out.
+        level: of the interval, one-sided.
+
+    Returns:
+        the limit, on the same scale; NaN of fewer than two runs.
+    """
+    values = [value for value in onsets if not math.isnan(value)]
+    if len(values) < 2:
+        return math.nan
+    reach = stats.t.ppf(level, len(values) - 1) * math.sqrt(1 + 1 / len(values))
+    return statistics.mean(values) - float(reach) * statistics.stdev(values)
 
 
 # ------------------------------------------------------------------------------ runs of a sweep
