@@ -82,24 +82,24 @@ def test_signs_are_read_off_snapshots_and_history(monkeypatch: pytest.MonkeyPatc
     assert signs["slope"] == [expected[1], expected[3]]  # after pseudo-batches 2 and 4
     first, second = signs["odds"]
     assert signs["rise"] == [0.0, max(second - first, 0.0)]
-    assert signs["either"] == [
-        stopping.either(*both) for both in zip(signs["leak"], signs["odds"], strict=True)
-    ]
+    np.testing.assert_array_equal(signs["either"], stopping.either(signs["leak"], signs["odds"]))
 
 
 @pytest.mark.parametrize(
     ("leak", "odds", "expected"),
     [
-        (0.02, -2.3, 0.0),  # both at their limits
-        (0.02, -3.0, 0.0),  # the leak alone
-        (0.002, -2.3, 0.0),  # the log-odds alone
-        (0.02 * math.e, -9.0, 1.0),  # in nats above the limit
-        (0.0, -1.3, 1.0),
-        (NAN, -1.3, 1.0),  # a gap of the leak says nothing
+        ([0.02, 0.01], [-2.3, -2.3], [0.0, 0.0]),  # the limits themselves are not above
+        ([0.0, 0.02 * math.e], [-9.0, -9.0], [-6.7, 1.0]),  # in nats above the limit
+        ([0.02, 0.01], [-9.0, -1.3], [0.0, 1.0]),
+        ([0.9, 0.9], [-9.0, -8.0], [-6.7, -5.7]),  # a leak that was never low is not heard
+        ([NAN, NAN], [-2.2, -2.2], [NAN, NAN]),  # an untrained student says nothing
+        ([NAN, 0.9, 0.02, 0.02 * math.e], [-9.0] * 4, [-6.7, -6.7, 0.0, 1.0]),
     ],
 )
-def test_the_sign_of_either_is_the_one_that_speaks_first(leak: float, odds: float, expected: float):
-    assert stopping.either(leak, odds) == pytest.approx(expected)
+def test_either_sign_is_heard_once_it_has_been_low(
+    leak: list[float], odds: list[float], expected: list[float]
+):
+    np.testing.assert_allclose(stopping.either(leak, odds), expected, atol=1e-12)
 
 
 def test_a_stopped_run_delivers_the_snapshot_and_counts_what_it_took(

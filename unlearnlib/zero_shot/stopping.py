@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ RULES: Registry[Rule] = Registry(
 # Limits of the two signs of `either`: of what they were when a class of the development runs came
 # back, the lower limit for one run more, at 95 %; see `prediction_limit`
 EITHER = {"leak": 0.02, "odds": -2.3}
+_LEAST = 1e-9  # of a leak, so that it has a logarithm
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,29 @@ def read(
         "probe": [losses.share(logits, request).mean().item() for logits in said],
         "odds": odds,
         "rise": [now - before for now, before in zip(odds, lowest, strict=True)],
-        "either": [either(*both) for both in zip(signs["leak"], odds, strict=True)],
+        "either": either(signs["leak"], odds),
     }
 
 
-def either(leak: float, odds: float) -> float:
-    """Measure, in nats, how far the leak or the log-odds are above their limit, whichever is more.
+def either(leak: Sequence[float], odds: Sequence[float]) -> list[float]:
+    """Join leak and log-odds: how far either is above its limit, in nats, whichever is more.
 
-    A leak is a share, in [0, 1]; of one that is NaN, as where the generator has drawn no image that
-    passes the gate, nothing is said.
+    Each is heard once it has been at most its limit: an untrained student is above both, and where
+    the generator draws no image of C_f, the last that was heard of the leak may be of such a one.
+
+    Args:
+        leak: a share in [0, 1] a snapshot; NaN where there is none.
+        odds: log-odds, in nats, a snapshot.
+
+    Returns:
+        a value a snapshot; NaN as long as neither is heard.
     """
-    above = odds - EITHER["odds"]
-    return max(above, math.log(leak / EITHER["leak"])) if leak > 0 else above
+    above = [
+        np.log(np.maximum(leak, _LEAST) / EITHER["leak"]),
+        np.subtract(odds, EITHER["odds"]),
+    ]
+    heard = [np.where(np.logical_or.accumulate(part <= 0), part, math.nan) for part in above]
+    return np.fmax(*heard).tolist()
 
 
 def smoothed(values: Sequence[float], *, memory: float = 0.8) -> list[float]:
