@@ -56,6 +56,14 @@ def test_the_matrix_is_factored_once_for_all_groups(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 1
 
 
+def test_products_of_whitened_rows_are_those_with_the_inverse():
+    system = Dense(positive(), damping=0.01)
+    rows = torch.randn(2, 3, 30, generator=torch.Generator().manual_seed(2)).double()
+    whitened = system.whiten(rows)
+    expected = rows[0] @ system.solve(rows[1].T).x
+    torch.testing.assert_close(whitened[0] @ whitened[1].T, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_conjugate_gradients_agree_with_the_dense_solve(preconditioned: bool):
     matrix, b = positive(), right()

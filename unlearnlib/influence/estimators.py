@@ -224,14 +224,29 @@ def rif(
     apart = system.at(system.damping - shared / items)
     sums, solutions = [], []
     for gradients, roots in parts:
-        solved = apart.solve(roots.flatten(0, 1).T)
-        inverted = (solved.x.T / items).view_as(roots)  # X_i (n B)^-1
-        pushed = _divide(roots @ inverted.mT, inverted @ gradients[:, :, None])
+        leverages, slopes, solved = _inner(apart, gradients, roots)
+        pushed = _divide(leverages / items, slopes / items)
         sums.append((gradients + (roots.mT @ pushed)[:, :, 0]).sum(0))
-        # the columns of a chunk are larger than all else, and nobody reads them again
-        solutions.append(replace(solved, x=torch.empty(0)))
+        solutions += solved
     ended = apart.solve(torch.stack(sums).sum(0))
     return Update(ended.x / items, (*solutions, ended))
+
+
+def _inner(
+    system: System, gradients: Tensor, roots: Tensor
+) -> tuple[Tensor, Tensor, tuple[Solution, ...]]:
+    """Compute ``X_i B^-1 X_i^T`` ``[M, R, R]`` and ``X_i B^-1 g_i`` ``[M, R, 1]``, see `rif`.
+
+    The record of the solves follows, without its columns, which are larger than all else; none of a
+    matrix in memory, whose factor the solve of the sum puts to the test.
+    """
+    if isinstance(system, Dense):
+        half = system.whiten(roots)
+        return half @ half.mT, half @ system.whiten(gradients)[:, :, None], ()
+    solved = system.solve(roots.flatten(0, 1).T)
+    inverted = solved.x.T.view_as(roots)
+    record = replace(solved, x=torch.empty(0))
+    return roots @ inverted.mT, inverted @ gradients[:, :, None], (record,)
 
 
 def _divide(leverages: Tensor, slopes: Tensor) -> Tensor:

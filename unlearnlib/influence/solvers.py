@@ -91,6 +91,16 @@ class Dense:
         columns = b.to(self.lower).reshape(len(b), -1)
         return torch.cholesky_solve(columns, self.lower).view_as(b).to(b.dtype)
 
+    def whiten(self, rows: Tensor) -> Tensor:
+        """Compute ``C^-1 v`` for rows ``v`` ``[..., P]``, with ``A = C C^T``, by one triangular solve.
+
+        Products of whitened rows are those with the inverse, ``(C^-1 a)·(C^-1 b) = a·A^-1 b``, for
+        a quarter of what `solve` takes. No residual is looked at.
+        """
+        flat = rows.to(self.lower).reshape(-1, rows.shape[-1])
+        whitened = torch.linalg.solve_triangular(self.lower.mT, flat, upper=True, left=False)
+        return whitened.view_as(rows)
+
     def solve(self, b: Tensor) -> Solution:
         """Solve ``A x = b`` for one vector ``[P]`` or columns ``[P, M]``.
 
