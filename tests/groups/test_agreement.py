@@ -141,3 +141,18 @@ def test_remedies_count_wrong_signs_and_ranks():
         assert found.loc[attempt, "wrong_sign"] == 0
         assert found.loc[attempt, "rank_correlation"] == pytest.approx(1)
     assert {"first order, random groups", "first order, 2 %"} <= set(found.index)
+
+
+def test_a_missed_mark_hangs_on_the_groups_that_are_off():
+    table = control(first_order=0.7, second_order=0.9, second_order_cubic=0.95)
+    assert agreement.hinges(table).empty
+    off = table.index[(table["estimator"] == "newton") & (table["percent"] <= 5)][-1]
+    table.loc[off, "predicted_self"] = 2 * table.loc[off, "actual_self"]
+    found = agreement.hinges(table, count=2)
+    assert set(found["estimator"]) == {"newton"}
+    assert set(found["quantity"]) == {"self loss"}
+    first = found.iloc[0]
+    assert first["predicted"] == 2 * first["actual"] == table.loc[off, "predicted_self"]
+    assert first["measure"] == "slope"
+    assert first["measured"] > 1.05
+    assert first["without"] == pytest.approx(1)

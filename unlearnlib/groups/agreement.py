@@ -9,6 +9,11 @@ from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 QUANTITIES = {"norm": "change of parameters", "self": "self loss", "test": "test loss"}
+_ASKED = (  # of groups up to a size: the least rank correlation, the largest distance of the slope to 1
+    ("newton", "rank_correlation", 0.99),
+    ("newton", "slope", 0.05),
+    ("first_order", "rank_correlation", 0.95),
+)
 
 
 def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
@@ -132,6 +137,50 @@ def marks(table: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def hinges(table: pd.DataFrame, *, percent: float = 5.0, count: int = 3) -> pd.DataFrame:
+    """Find the groups that a missed mark of agreement hangs on: those without which it is nearest 1.
+
+    Args:
+        table: rows of `convex_control.table_rows`.
+        percent: groups up to this size, as in `marks`.
+        count: groups to leave out, one after the other, each the best to leave out next.
+
+    Returns:
+        ``count`` rows for each mark that `marks` finds missed, none where none is: ``estimator``,
+        ``quantity``, ``measure`` and its value with all groups, ``measured``; the group, ``kind``,
+        ``label``, ``percent`` and ``seed``, with its changes ``predicted`` and ``actual``; and
+        ``without``, the value once this group and those in the rows above are left out.
+    """
+    small, rows = table[table["percent"] <= percent], []
+    for estimator, measure, bound in _ASKED:
+        for key, quantity in QUANTITIES.items():
+            pairs = _of(small, estimator).rename(
+                columns={f"predicted_{key}": "predicted", f"actual_{key}": "actual"}
+            )
+            measured = _MEASURES[measure](pairs)
+            if (measured >= bound) if measure == "rank_correlation" else abs(measured - 1) <= bound:
+                continue
+            for _ in range(count):
+                left = {at: _MEASURES[measure](pairs.drop(index=at)) for at in pairs.index}
+                worst = min(left, key=lambda at: abs(left[at] - 1))
+                rows.append(
+                    {
+                        "estimator": estimator, "quantity": quantity, "measure": measure,
+                        "measured": measured,
+                        **pairs.loc[worst, ["kind", "label", "percent", "seed"]],
+                        **pairs.loc[worst, ["predicted", "actual"]], "without": left[worst],
+                    }
+                )  # fmt: skip
+                pairs = pairs.drop(index=worst)
+    return pd.DataFrame(rows)
+
+
+_MEASURES = {  # of pairs of predicted and actual changes
+    "rank_correlation": lambda p: float(spearmanr(p["predicted"], p["actual"]).statistic),
+    "slope": lambda p: float((p["predicted"] * p["actual"]).sum() / (p["actual"] ** 2).sum()),
+}
+
+
 def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
     """Compare ways to mend how the first order predicts the test loss of small groups.
 
@@ -188,9 +237,7 @@ def _of(table: pd.DataFrame, estimator: str) -> pd.DataFrame:
 
 
 def _agreement_marks(small: pd.DataFrame, percent: float) -> Iterator[dict]:
-    wanted = [("newton", "rank_correlation", 0.99), ("newton", "slope", 0.05)]
-    wanted.append(("first_order", "rank_correlation", 0.95))
-    for estimator, key, bound in wanted:
+    for estimator, key, bound in _ASKED:
         for quantity in QUANTITIES.values():
             row = small.loc[(estimator, quantity)]
             of_slope = key == "slope"
