@@ -68,9 +68,11 @@ def test_workers_end_with_the_process_that_is_killed(tmp_path: Path) -> None:
     assert until(lambda: not any(map(running, workers)), seconds=15)
 
 
-def test_a_stage_ends_with_the_command_that_is_killed() -> None:
+@pytest.mark.parametrize("before", ["", "import signal; signal.signal(2, signal.SIG_IGN)"])
+def test_a_stage_ends_with_the_command_that_is_killed(before: str) -> None:
+    # a command in the background of a shell script is told to ignore SIGINT, and so are its stages
     command = started("import time; time.sleep(60)")
-    stage = started(SLEEPER, **{watch.COMMAND: str(command.pid)})
+    stage = started(f"{before}\n{SLEEPER}", **{watch.COMMAND: str(command.pid)})
     with pytest.raises(subprocess.TimeoutExpired):
         stage.wait(4)
     command.send_signal(signal.SIGKILL)

@@ -22,15 +22,17 @@ def exit_with_parent(parent: int) -> None:
 def interrupt_with_command() -> None:
     """Interrupt this process when the command that `COMMAND` names is gone; nothing without it.
 
-    One that does not heed the interrupt is ended half a minute later.
+    By SIGTERM, since a process in the background may have been told to ignore SIGINT. One that does
+    not heed the interrupt is ended half a minute later.
     """
 
     def end() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_PATIENCE)
         os._exit(1)
 
     if number := os.environ.get(COMMAND):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         watch(lambda: is_there(int(number)), end)
 
 
