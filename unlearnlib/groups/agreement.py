@@ -14,6 +14,10 @@ _ASKED = (  # of groups up to a size: the least rank correlation, the largest di
     ("newton", "slope", 0.05),
     ("first_order", "rank_correlation", 0.95),
 )
+_MEASURES = {  # of pairs of predicted and actual changes
+    "rank_correlation": lambda p: float(spearmanr(p["predicted"], p["actual"]).statistic),
+    "slope": lambda p: float((p["predicted"] * p["actual"]).sum() / (p["actual"] ** 2).sum()),
+}
 
 
 def agreement(predicted: ArrayLike, actual: ArrayLike) -> dict[str, float]:
@@ -158,7 +162,7 @@ def hinges(table: pd.DataFrame, *, percent: float = 5.0, count: int = 3) -> pd.D
                 columns={f"predicted_{key}": "predicted", f"actual_{key}": "actual"}
             )
             measured = _MEASURES[measure](pairs)
-            if (measured >= bound) if measure == "rank_correlation" else abs(measured - 1) <= bound:
+            if _holds(measure, measured, bound):
                 continue
             for _ in range(count):
                 left = {at: _MEASURES[measure](pairs.drop(index=at)) for at in pairs.index}
@@ -173,12 +177,6 @@ def hinges(table: pd.DataFrame, *, percent: float = 5.0, count: int = 3) -> pd.D
                 )  # fmt: skip
                 pairs = pairs.drop(index=worst)
     return pd.DataFrame(rows)
-
-
-_MEASURES = {  # of pairs of predicted and actual changes
-    "rank_correlation": lambda p: float(spearmanr(p["predicted"], p["actual"]).statistic),
-    "slope": lambda p: float((p["predicted"] * p["actual"]).sum() / (p["actual"] ** 2).sum()),
-}
 
 
 def remedies(table: pd.DataFrame, stronger: pd.DataFrame, *, percent: float = 5.0) -> pd.DataFrame:
@@ -247,8 +245,13 @@ def _agreement_marks(small: pd.DataFrame, percent: float) -> Iterator[dict]:
                 "groups": int(row["n"]),
                 "measured": f"{row[key]:.4f}",
                 "required": f"{1 - bound:g} to {1 + bound:g}" if of_slope else f">= {bound:g}",
-                "holds": bool(abs(row[key] - 1) <= bound if of_slope else row[key] >= bound),
+                "holds": _holds(key, row[key], bound),
             }
+
+
+def _holds(measure: str, value: float, bound: float) -> bool:
+    """Tell whether a value meets what `_ASKED` asks of its measure."""
+    return bool(abs(value - 1) <= bound if measure == "slope" else value >= bound)
 
 
 def _order_marks(table: pd.DataFrame, percent: float) -> Iterator[dict]:
