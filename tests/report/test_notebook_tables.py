@@ -59,10 +59,11 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(
 
 
 def test_a_table_is_shown_under_its_caption(shown: list):
-    notebook.show_table(TABLE, "Percent")
+    named = TABLE.set_index("method")
+    notebook.show_table(named, "Percent")
     notebook.show_table(TABLE["value"], "A column")
     (frame, one), (column, other) = shown
-    pd.testing.assert_frame_equal(frame, notebook.for_people(TABLE))
+    pd.testing.assert_frame_equal(frame, notebook.for_people(named))
     pd.testing.assert_frame_equal(column, notebook.for_people(TABLE[["value"]]))
     assert (one, other) == ({"caption": "Percent"}, {"caption": "A column"})
 
@@ -120,7 +121,7 @@ def test_values_that_mean_nothing_to_a_reader_are_written_for_people():
     assert shown["stop"].tolist() == ["-", "120", "90"]
     assert shown["parameters"].tolist() == ["36,746", "1,642", "3"]
     assert shown["margin"].tolist() == ["∞", "0.5", "-∞"]
-    assert shown["p"].tolist() == ["1e-12", "0.04", "-"]
+    assert shown["p"].tolist() == ["< 0.0001", "0.0400", "-"]
     assert shown["said"].tolist() == ["a", "-", "b"]
     assert shown["count"].tolist() == ["1", "-", "30"]
 
@@ -157,3 +158,20 @@ def test_merged_headings_and_double_ones_stay():
 def test_a_column_of_nothing_is_dashes():
     table = pd.DataFrame({"never": [float("nan"), float("nan")], "nor": [None, None]})
     assert notebook.for_people(table).to_numpy().tolist() == [["-", "-"], ["-", "-"]]
+
+
+def test_a_small_p_is_never_shown_as_nought():
+    table = pd.DataFrame({"p_holm": [0.0, 1e-5], "p equivalent": [1.0, 0.03], "step": [0.0, 1e-5]})
+    shown = notebook.for_people(table)
+    assert shown["p holm"].tolist() == ["< 0.0001", "< 0.0001"]
+    assert shown["p equivalent"].tolist() == ["1.0000", "0.0300"]
+    assert shown["step"].tolist() == [0.0, 1e-5]
+
+
+def test_rows_are_led_by_names_and_not_by_numbers_that_count_them(shown: list):
+    table = pd.DataFrame({"space": ["a", "b"], "n": [3, 5]})
+    for one in (table, table.rename_axis("repeat"), table[["n"]]):
+        notebook.show_table(one, "told")
+    led, named, alone = (content for content, _ in shown)
+    assert led.index.tolist() == ["a", "b"] and list(led.columns) == ["n"]
+    assert list(named.columns) == ["space", "n"] and list(alone.columns) == ["n"]

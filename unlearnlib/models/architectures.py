@@ -252,6 +252,14 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "vit": ViT,
 }
+TITLES = {  # for people
+    "allcnn": "AllCNN",
+    "lenet5": "LeNet-5",
+    "compact": "compact CNN",
+    "logistic": "logistic regression",
+    "resnet18": "ResNet-18",
+    "vit": "ViT",
+}
 
 
 def build(model: str, *, width: float = 1.0, channels: int = 1, num_classes: int = 10) -> nn.Module:

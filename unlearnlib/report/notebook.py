@@ -1,5 +1,6 @@
 """What every notebook does with a table: keep it for the report, and show it under a caption."""
 
+import re
 from collections.abc import Hashable
 
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 from IPython.display import display
 
 from unlearnlib.pipeline.paths import Place, write_atomic
+
+LEAST_P = 0.0001  # below it a p-value is written as smaller
 
 
 def save_table(
@@ -30,7 +33,15 @@ def show_table(table: pd.DataFrame | pd.Series, caption: str) -> None:
     shown = table.to_frame() if isinstance(table, pd.Series) else table
     # no text is cut off and no row left out; the report folds long tables
     with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-        display(for_people(shown), metadata={"caption": caption})
+        display(_led_by_names(for_people(shown)), metadata={"caption": caption})
+
+
+def _led_by_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Let the first column lead the rows in place of numbers that count them, which say nothing."""
+    counted = isinstance(table.index, pd.RangeIndex) and table.index.name is None
+    if not counted or table.columns.nlevels > 1 or table.shape[1] < 2:
+        return table
+    return table.set_index(table.columns[0])
 
 
 def for_people(table: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +49,8 @@ def for_people(table: pd.DataFrame) -> pd.DataFrame:
 
     Headings have spaces for underscores, so that they can break. What is missing becomes ``-``, what
     is infinite ``∞``, minus zero zero, and whole numbers lose their ``.0`` where they are counts, in
-    columns that hold any of these; others stay numbers.
+    columns that hold any of these; p-values have four digits, or are below `LEAST_P`; others stay
+    numbers.
     """
     shown = table.rename(columns=_heading).rename_axis(
         index=[_heading(name) for name in table.index.names],
@@ -60,6 +72,8 @@ def _column(values: pd.Series) -> pd.Series:
     if pd.api.types.is_float_dtype(values) or pd.api.types.is_integer_dtype(values):
         known = values.dropna().astype(float)
         known = known[np.isfinite(known)]
+        if _p_values(values):
+            return values.map(_written_p)
         whole = bool(len(known)) and (known % 1 == 0).all()
         counts = whole and (known.abs().max() >= 1000 or _counts(values))
         negative_zero = ((known == 0) & np.signbit(known)).any()
@@ -68,6 +82,19 @@ def _column(values: pd.Series) -> pd.Series:
         digits = 0 if whole else _digits(known)
         return values.map(lambda value: _written(value, digits))
     return values.astype(object).where(values.notna(), "-") if values.isna().any() else values
+
+
+def _p_values(values: pd.Series) -> bool:
+    """Tell by its heading whether a column holds p-values."""
+    return isinstance(values.name, str) and bool(
+        re.fullmatch(r"(.* )?p( holm| equivalent)?", values.name)
+    )
+
+
+def _written_p(value: float) -> str:
+    if pd.isna(value):
+        return "-"
+    return f"< {LEAST_P:.4f}" if value < LEAST_P else f"{value:.4f}"
 
 
 def _counts(values: pd.Series) -> bool:
