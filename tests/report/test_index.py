@@ -198,6 +198,18 @@ def test_a_wrecked_network_that_learns_nothing_again_is_not_advised(arena: Path)
     assert "n = 3 original models" in built().get_text()
 
 
+def test_a_mask_serves_where_the_class_is_not_to_be_named_and_nowhere_else(arena: Path) -> None:
+    table = pd.read_csv(arena / "arena.csv")
+    mask = table[table["method"] == "gkt_prior"].assign(method="masked_logit")
+    mask.loc[mask["metric"] == "retain_accuracy", "value"] = 97.9
+    pd.concat([table, mask]).to_csv(arena / "arena.csv", index=False)
+    row = ("masked_logit", "Masked logit", "zero-shot")
+    known = pd.DataFrame([*METHODS.itertuples(index=False), row], columns=METHODS.columns)
+    known.to_csv(arena / "arena_methods.csv", index=False)
+    told = overview.advice(overview.read(arena))
+    assert [row.title for row in told[:2]] == ["Masked logit", "GKT with prior"]
+
+
 def test_without_an_arena_there_is_neither_figure_nor_card(project: Path) -> None:
     with pytest.raises(Absent, match="arena"):
         overview.read(place("quick").tables)

@@ -162,6 +162,9 @@ GOALS = {  # what is wanted, and the share of gold's mini-batches that learning 
     "is no longer named": 0.0,
     "takes long to come back": 0.5,
 }
+# known to have forgotten nothing: all but what is said of the class stays as it was, and how long it
+# takes to come back is how deep it was buried
+MASKS = ("masked_logit", "random_class_row")
 NAMED = 1.0  # percent of images on which a class may still be named, at most, in every repeat
 LOST = 5.0  # points of retain accuracy that a method may lack to gold, in the mean
 
@@ -191,8 +194,8 @@ def advice(arena: Arena) -> list[Advice]:
     """Choose for each access and each goal the method that keeps most of the rest.
 
     Only methods serve that name what is gone in at most `NAMED` percent, in every repeat, and that lack
-    at most `LOST` points to gold: a wrecked network learns nothing again, and is no answer. Retraining,
-    for which one needs everything and the time, ends the list.
+    at most `LOST` points to gold: a wrecked network learns nothing again, and is no answer. `MASKS`
+    serve where the class is only not to be named. Retraining, for which one needs everything and the time, ends the list.
     """
     again_of_gold, least = (
         arena.mean(GOLD, "relearn_time"),
@@ -207,7 +210,12 @@ def advice(arena: Arena) -> list[Advice]:
             and arena.mean(method, "retain_accuracy") >= least
         ]
         for want, share in GOALS.items():
-            able = [m for m in silent if share <= _again(arena, m) / again_of_gold]
+            able = [
+                method
+                for method in silent
+                if _again(arena, method) / again_of_gold >= share
+                and not (share and method in MASKS)
+            ]
             best = max(able, key=lambda m: arena.mean(m, "retain_accuracy"), default=None)
             found.append(_row(arena, have, want, best) if best else Advice(have, want))
     return [*found, _row(arena, "everything, and the time", "was never seen", GOLD)]
