@@ -53,8 +53,10 @@ def test_ensembles_are_compared_and_grow():
     assert found["far", "ulira_forget"] == found["far", "shadow_forget"] == 100
     assert found["retrain_again", "shadow_forget"] < 75
     assert found["far", "klom_retain"] > 8 > found["retrain_again", "klom_retain"]
-    table = tables.growth(margins(), [2, 8, 64])
-    assert sorted(set(table["models"])) == [2, 8]
+    table = tables.growth({"class_0": margins(), "random": margins()[:4]}, [2, 8, 64])
+    assert table.index.is_unique  # the page picks rows of all requests by it
+    for request, counts in (("class_0", [2, 8]), ("random", [2])):
+        assert sorted(set(table.loc[table["request"] == request, "models"])) == counts
     assert table.loc[table["models"] == 2, "ulira"].isna().all()
 
 

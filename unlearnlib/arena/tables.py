@@ -1,7 +1,7 @@
 """Turn what the arena's runs left into its tidy table, and into tables of its ensembles."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,21 +197,22 @@ def distribution_rows(request: str, margins: Margins) -> Iterator[dict[str, Any]
                     yield head | row
 
 
-def growth(margins: Margins, counts: list[int]) -> pd.DataFrame:
+def growth(margins: Mapping[str, Margins], counts: Sequence[int]) -> pd.DataFrame:
     """Compare ensembles of the first 2, 4, ... models, to show what their number does.
 
     Args:
-        margins: of the models of one request.
+        margins: of the models, by request.
         counts: numbers of models; those above what there is are left out.
 
     Returns:
-        a row for each method, ``set`` and number of ``models``: the keys of `compare`.
+        a row for each ``request``, ``method``, ``set`` and number of ``models``: the keys of `compare`.
     """
     rows = []
-    for method in members(margins):
-        for name in SETS:
-            pair = ensembles(margins, method, name)
-            for count in [count for count in counts if count <= min(map(len, pair))]:
-                found = compare(*(part[:count] for part in pair))
-                rows.append({"method": method, "set": name, "models": count} | found)
+    for request, some in margins.items():
+        for method in members(some):
+            for name in SETS:
+                pair = ensembles(some, method, name)
+                for count in [count for count in counts if count <= min(map(len, pair))]:
+                    head = {"request": request, "method": method, "set": name, "models": count}
+                    rows.append(head | compare(*(part[:count] for part in pair)))
     return pd.DataFrame(rows)

@@ -195,7 +195,8 @@ def advice(arena: Arena) -> list[Advice]:
 
     Only methods serve that name what is gone in at most `NAMED` percent, in every repeat, and that lack
     at most `LOST` points to gold: a wrecked network learns nothing again, and is no answer. `MASKS`
-    serve where the class is only not to be named. Retraining, for which one needs everything and the time, ends the list.
+    serve where the class is only not to be named. Retraining, for which one needs everything and the
+    time, ends the list.
     """
     again_of_gold, least = (
         arena.mean(GOLD, "relearn_time"),
